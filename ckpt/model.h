@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Kinds of directory: what a directory of a store holds, from its names, config.json,
+ * index files and shard headers. No weight is read. */
+#ifndef QF_CKPT_MODEL_H
+#define QF_CKPT_MODEL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+#include "base/err.h"
+#include "base/json.h"
+#include "ckpt/index.h"
+#include "ckpt/shard.h"
+#include "ckpt/srcfile.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+enum qf_model_kind {
+    QF_MODEL_NONE,         /* no checkpoint: passes through without a word */
+    QF_MODEL_TRANSFORMERS, /* config.json of a transformers model */
+    QF_MODEL_DIFFUSERS     /* config.json with _class_name: a component */
+};
+
+struct qf_model_shard {
+    char *name;              /* in the directory; owned */
+    struct qf_ident ident;   /* of the file whose header this is */
+    struct qf_shard *header; /* owned */
+};
+
+/* One set of weights: STEM[.VARIANT].safetensors, or the shards that
+ * STEM.safetensors.index[.VARIANT].json names. A directory may hold several. */
+struct qf_weight_set {
+    char *index_name; /* NULL: a single file; owned */
+    struct qf_ident index_ident;
+    char *index_text; /* owned; NULL without index */
+    size_t index_size;
+    struct qf_index index;
+    size_t shard_count;
+    struct qf_model_shard *shards; /* in byte order of their names */
+};
+
+/* Immutable after loading; read from any thread. */
+struct qf_model {
+    enum qf_model_kind kind;
+    /* "" when the directory can be quantized; else why all of it passes through: a
+     * sentence for `quantfs info` (malformed or missing shard, adapter, LFS pointer,
+     * already quantized …). With a reason, `sets` is empty. */
+    char reason[QF_ERR_TEXT_SIZE];
+    bool reason_is_error; /* the reason is damage, worth a log line */
+    char *config_text;    /* config.json as it is; owned; NULL if there is none */
+    size_t config_size;
+    struct qf_ident config_ident;
+    qf_json *config; /* owned; NULL without config_text */
+    size_t set_count;
+    struct qf_weight_set *sets; /* the set that loaders take by default comes first */
+};
+
+/* Looks at directory `path` of the store. Damage in the directory is not an error of
+ * this call but a reason in the model. Fails for what says nothing about the model:
+ * -ENOMEM, -ENOENT or -EACCES of the directory itself. Returns owned. */
+int qf_model_load(const qf_root *root, const char *path, struct qf_model **out,
+                  struct qf_err *err) QF_MUST_CHECK;
+/* NULL is allowed. */
+void qf_model_free(struct qf_model *model);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Who computes: a backend fills chunk records. Every backend gives the same bytes; the
+ * scalar kernel table is the definition. */
+#ifndef QF_QUANT_BACKEND_H
+#define QF_QUANT_BACKEND_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+#include "quant/codec.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Where a tensor's stored bytes come from. */
+struct qf_source {
+    /* Reads exactly `size` bytes at `off` (0: the tensor's first byte) or fails with a
+     * negative errno. Called from any thread. */
+    int (*read)(void *ctx, void *buf, size_t size, uint64_t off);
+    void *ctx;
+    /* For backends that map the file instead: descriptor (-1: none) and the offset of
+     * the tensor's first byte in it. Borrowed. */
+    int fd;
+    uint64_t fd_off;
+};
+
+/* One chunk to encode. */
+struct qf_job {
+    const struct qf_plan *plan; /* borrowed */
+    uint64_t chunk;
+    struct qf_source source;
+    void *record; /* out: qf_plan_chunk_size bytes, 64-byte aligned */
+    int rc;       /* out: 0 or the negative errno of this job */
+};
+
+typedef struct qf_backend qf_backend;
+
+/* What a backend implements (its struct begins with a pointer to this). */
+struct qf_backend_ops {
+    const char *name; /* "scalar", "avx2", "avx512", "cuda" */
+    void (*encode)(qf_backend *backend, struct qf_job *jobs, size_t count);
+    void (*close)(qf_backend *backend);
+};
+
+struct qf_backend {
+    const struct qf_backend_ops *ops;
+};
+
+/* Encodes the jobs, each to its own rc. Thread-safe; runs in the calling thread. */
+static inline void qf_backend_encode(qf_backend *backend, struct qf_job *jobs,
+                                     size_t count)
+{
+    backend->ops->encode(backend, jobs, count);
+}
+
+static inline const char *qf_backend_name(const qf_backend *backend)
+{
+    return backend->ops->name;
+}
+
+/* The CPU backend with the best kernels this processor has, or those that `isa`
+ * ("scalar", "avx2", "avx512"; NULL: the best) names. -ENOTSUP for an ISA that the
+ * processor lacks, -EINVAL for an unknown name, with err written. */
+int qf_cpu_backend_open(const char *isa, qf_backend **out,
+                        struct qf_err *err) QF_MUST_CHECK;
+/* NULL is allowed. */
+void qf_backend_close(qf_backend *backend);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
