@@ -27,5 +27,6 @@ void qf_err_prefix(struct qf_err *err, const char *fmt, ...)
     va_end(args);
     if (n < 0 || (size_t)n >= sizeof err->text)
         return;
-    snprintf(err->text + n, sizeof err->text - (size_t)n, ": %s", old.text);
+    if (snprintf(err->text + n, sizeof err->text - (size_t)n, ": %s", old.text) < 0)
+        err->text[n] = '\0';
 }

@@ -8,7 +8,8 @@
  *
  * The document (cJSON inside) is for reading values out of configs. It is as lenient as
  * Python's json module: NaN, Infinity and -Infinity are taken (as null), the last of
- * several equal names wins. */
+ * several equal names wins. In its strings a lone surrogate and U+0000 read as U+FFFD.
+ */
 #ifndef QF_BASE_JSON_H
 #define QF_BASE_JSON_H
 
@@ -84,7 +85,8 @@ int qf_json_token_u64(const struct qf_json_scan *scan, const struct qf_json_toke
 
 typedef struct qf_json qf_json; /* a value in a document, owned by its root */
 
-/* Returns the root (free with qf_json_free) or NULL with err written. */
+/* Returns the root (free with qf_json_free) or NULL with err written and errno EBADMSG
+ * or ENOMEM. */
 qf_json *qf_json_parse(const char *text, size_t size, struct qf_err *err);
 void qf_json_free(qf_json *root);
 
@@ -94,6 +96,7 @@ const char *qf_json_string(const qf_json *value); /* NULL if not a string */
 bool qf_json_is_object(const qf_json *value);
 bool qf_json_is_array(const qf_json *value);
 bool qf_json_is_true(const qf_json *value);
+bool qf_json_is_false(const qf_json *value);
 bool qf_json_is_null(const qf_json *value); /* null or absent */
 bool qf_json_is_number(const qf_json *value);
 double qf_json_number(const qf_json *value); /* 0 if not a number */

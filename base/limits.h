@@ -6,8 +6,8 @@
 
 /* The largest safetensors header that the safetensors library accepts. */
 #define QF_SHARD_HEADER_SIZE_MAX 100000000u
-/* Nesting of JSON that we follow; serde_json's own limit is 128. */
-#define QF_JSON_DEPTH_MAX 128
+/* Nesting of JSON that we follow: what serde_json takes (it refuses the 128th). */
+#define QF_JSON_DEPTH_MAX 127
 /* config.json, index.json and quantfs.json: larger files are passed through. */
 #define QF_CONFIG_SIZE_MAX (64u << 20)
 /* Dimensions of a tensor that we accept (safetensors sets none). */
@@ -18,7 +18,20 @@
 #define QF_STORED_SIZE_MAX 1000000u
 /* Source bytes that a CPU thread reads and encodes at a time: half of a small L2. */
 #define QF_PIECE_SIZE (256u << 10)
+/* Comparisons of a module's name with a skip entry that planning one model may take
+ * (real models: less than ten million); one of a long name counts as several. */
+#define QF_POLICY_MATCHES_MAX (1u << 26)
 /* The largest read that the kernel sends. */
 #define QF_FUSE_READ_SIZE_MAX (1u << 20)
+/* Directories that are listed to find the path of an id from before a restart: links
+ * between directories can make more paths than anybody can walk. */
+#define QF_SEARCH_DIRS_MAX (1u << 20)
+/* The smallest and the largest size that a cache can be limited to. */
+#define QF_CACHE_SIZE_MIN (16u << 20)
+#define QF_CACHE_SIZE_MAX (1ull << 44)
+/* Bytes of values that wait to be written to the cache; more are dropped. */
+#define QF_CACHE_QUEUE_SIZE_MAX (64u << 20)
+/* Values of one cache that a process can hold at the same time; more are misses. */
+#define QF_CACHE_HOLDS_MAX 128u
 
 #endif

@@ -13,7 +13,8 @@
 extern "C" {
 #endif
 
-/* One change. A change whose value is NULL removes the member if it is there. */
+/* One change. A change whose value is NULL removes the member, in both spellings and
+ * however often it is there. */
 struct qf_splice {
     const char
         *object; /* name of a top-level member that is an object; NULL: top level */

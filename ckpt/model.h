@@ -41,6 +41,13 @@ struct qf_weight_set {
     struct qf_model_shard *shards; /* in byte order of their names */
 };
 
+/* What was looked at, and in which version. */
+struct qf_model_dep {
+    char *name; /* in the directory; "" is the directory itself; owned */
+    bool exists;
+    struct qf_ident ident;
+};
+
 /* Immutable after loading; read from any thread. */
 struct qf_model {
     enum qf_model_kind kind;
@@ -52,16 +59,27 @@ struct qf_model {
     char *config_text;    /* config.json as it is; owned; NULL if there is none */
     size_t config_size;
     struct qf_ident config_ident;
-    qf_json *config; /* owned; NULL without config_text */
+    qf_json *config;      /* owned; NULL without config_text */
+    char *overrides_text; /* quantfs.json, unread; owned; NULL if there is none */
+    size_t overrides_size;
+    struct qf_ident overrides_ident;
     size_t set_count;
     struct qf_weight_set *sets; /* the set that loaders take by default comes first */
+    size_t dep_count;
+    struct qf_model_dep *deps; /* owned; also those that led to a reason */
 };
 
 /* Looks at directory `path` of the store. Damage in the directory is not an error of
- * this call but a reason in the model. Fails for what says nothing about the model:
- * -ENOMEM, -ENOENT or -EACCES of the directory itself. Returns owned. */
+ * this call but a reason in the model; so is a file that changes while it is read, and
+ * qf_model_check then says -ESTALE at once. Fails for what says nothing about the
+ * model: -ENOMEM, -EMFILE, -ENOENT or -EACCES of the directory itself. Returns owned.
+ */
 int qf_model_load(const qf_root *root, const char *path, struct qf_model **out,
                   struct qf_err *err) QF_MUST_CHECK;
+/* 0 while loading again would see the same versions of everything, else -ESTALE: files
+ * came, went or changed, also those whose absence or damage is the reason. */
+int qf_model_check(const qf_root *root, const char *path,
+                   const struct qf_model *model) QF_MUST_CHECK;
 /* NULL is allowed. */
 void qf_model_free(struct qf_model *model);
 

@@ -24,6 +24,9 @@ struct qf_source {
      * the tensor's first byte in it. Borrowed. */
     int fd;
     uint64_t fd_off;
+    /* Told of bytes that were taken through fd instead of read; NULL: nobody counts.
+     * Called from any thread, with the same ctx. */
+    void (*account)(void *ctx, size_t size);
 };
 
 /* One chunk to encode. */
@@ -42,6 +45,9 @@ struct qf_backend_ops {
     const char *name; /* "scalar", "avx2", "avx512", "cuda" */
     void (*encode)(qf_backend *backend, struct qf_job *jobs, size_t count);
     void (*close)(qf_backend *backend);
+    /* See qf_backend_pin; both NULL where it changes nothing. */
+    void (*pin)(qf_backend *backend, void *data, size_t size);
+    void (*unpin)(qf_backend *backend, void *data);
 };
 
 struct qf_backend {
@@ -53,6 +59,22 @@ static inline void qf_backend_encode(qf_backend *backend, struct qf_job *jobs,
                                      size_t count)
 {
     backend->ops->encode(backend, jobs, count);
+}
+
+/* Says that records will lie in [data, data + size) again and again, so that a device
+ * may write into them directly. Costs memory locks: for buffers that are kept, best of
+ * many megabytes. Never fails; before the memory is freed it must be unpinned, with no
+ * job into it under way. */
+static inline void qf_backend_pin(qf_backend *backend, void *data, size_t size)
+{
+    if (backend->ops->pin != NULL)
+        backend->ops->pin(backend, data, size);
+}
+
+static inline void qf_backend_unpin(qf_backend *backend, void *data)
+{
+    if (backend->ops->unpin != NULL)
+        backend->ops->unpin(backend, data);
 }
 
 static inline const char *qf_backend_name(const qf_backend *backend)

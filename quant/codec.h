@@ -4,12 +4,16 @@
  * alone, never from data. Source of the formats: docs/FORMATS.md sections 2 and 3.
  *
  * A part is made in one of three stages:
- *   PLAN   known from the plan alone (quant_map, format tag, quant_state of nf4 and
- * fp4) CHUNK  from one chunk of the source (packed codes, fp32 absmax, SCB) SEAL   from
- * the CHUNK results of the whole tensor (dq: nested absmax and its offset) The CHUNK
- * slices of one chunk lie one behind the other in a *chunk record*, in the order of the
- * parts; the SEAL parts of a tensor in a *seal record*. Records are what a backend
- * fills and a cache stores. */
+ *
+ * - PLAN: known from the plan alone (quant_map, format tag, quant_state of nf4, fp4);
+ * - CHUNK: from one chunk of the source (packed codes, fp32 absmax, SCB);
+ * - SEAL: from the CHUNK results of the whole tensor (dq: nested absmax, offset).
+ *
+ * The CHUNK slices of one chunk lie one behind the other in a *chunk record*, in the
+ * order of the parts; the SEAL parts of a tensor in a *seal record*. Every slice begins
+ * at a multiple of 64 bytes of its record and the bytes between slices are zero; a
+ * record ends with its last slice. Records are what a backend fills and a cache
+ * stores. */
 #ifndef QF_QUANT_CODEC_H
 #define QF_QUANT_CODEC_H
 
@@ -133,7 +137,8 @@ size_t qf_plan_seal_offset(const struct qf_plan *plan, uint32_t index);
 /* Writes the whole of a PLAN part (parts[index].size bytes) to out. */
 void qf_codec_fill(const struct qf_plan *plan, uint32_t index, void *out);
 /* Makes the seal record from the BLOCK_ABSMAX slices of all chunks, concatenated
- * (block_count floats). out holds qf_plan_seal_size bytes. */
+ * (block_count floats). out holds qf_plan_seal_size bytes, aligned to 4. Only for plans
+ * whose seal size is not 0. */
 void qf_codec_seal(const struct qf_plan *plan, const float *block_absmax, void *out);
 
 #ifdef __cplusplus

@@ -60,7 +60,8 @@ void qf_layout_free(struct qf_layout *layout);
 /* Index of the span that holds byte `off` (< file_size). */
 size_t qf_layout_find(const struct qf_layout *layout, uint64_t off);
 /* The name of an output tensor: src's name with the part's suffix (NULL part: as it
- * is). out holds `size` bytes; returns the length without NUL. */
+ * is). out holds `size` bytes and becomes "" if that is too few (size 0: untouched);
+ * returns the length without NUL. */
 size_t qf_part_name(const char *tensor, const struct qf_part *part, char *out,
                     size_t size);
 

@@ -17,7 +17,14 @@ extern "C" {
 #define QF_VIEW_NAME_SIZE 128
 #define QF_VIEWS_MAX      32
 
-/* Everything that decides what a view shows. */
+/* Module names that overrides add (view/overrides.h says how they match). */
+struct qf_patterns {
+    size_t count;
+    char **items;
+};
+
+/* Everything that decides what a view shows. Owns nothing unless it was made by
+ * qf_overrides_apply. */
 struct qf_view {
     char name[QF_VIEW_NAME_SIZE]; /* directory in the mount's root */
     enum qf_codec codec;
@@ -26,6 +33,8 @@ struct qf_view {
     enum qf_dtype dtype;   /* D for every model; QF_DTYPE_NONE: each model's own */
     enum qf_dtype compute; /* bnb_4bit_compute_dtype; QF_DTYPE_NONE: D */
     double int8_threshold;
+    struct qf_patterns skip;  /* modules to keep, besides what the policy keeps */
+    struct qf_patterns force; /* output heads to quantize all the same */
 };
 
 /* The view that `name` (not ended, `size` bytes) stands for, with default settings.
@@ -35,6 +44,8 @@ int qf_view_parse(const char *name, size_t size, struct qf_view *out,
 /* A list "nf4:dq". -EINVAL: unknown, empty or repeated names. */
 int qf_view_parse_list(const char *list, struct qf_view views[QF_VIEWS_MAX],
                        size_t *count, struct qf_err *err) QF_MUST_CHECK;
+/* What the codec needs to know, for a model of dtype D. */
+struct qf_codec_spec qf_view_spec(const struct qf_view *view, enum qf_dtype dtype);
 /* "nf4:int8:dq:fp4" */
 extern const char qf_view_default_list[];
 

@@ -1,0 +1,41 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The subcommands. Each takes its own argv (argv[0] is its name) and returns the
+ * process's exit code. */
+#ifndef QF_CLI_CLI_H
+#define QF_CLI_CLI_H
+
+#include <stddef.h>
+
+#include "base/err.h"
+#include "quant/backend.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Exit codes of all subcommands but mount and umount (which have mount(8)'s). */
+#define QF_CLI_OK     0
+#define QF_CLI_USAGE  1
+#define QF_CLI_FAILED 2
+
+int qf_cmd_mount(int argc, char **argv);
+int qf_cmd_umount(int argc, char **argv);
+int qf_cmd_info(int argc, char **argv);
+int qf_cmd_demo(int argc, char **argv);
+
+/* Prints "quantfs <command>: sentence" and a pointer to --help; returns QF_CLI_USAGE.
+ */
+int qf_cli_usage_error(const char *command, const char *fmt, ...) QF_PRINTF(2, 3);
+
+/* The backend that encodes. isa: "" or NULL for the best. */
+int qf_cli_open_backend(const char *isa, qf_backend **out,
+                        struct qf_err *err) QF_MUST_CHECK;
+
+/* A small file whole, with a NUL behind it that *size does not count. Returns owned. */
+int qf_cli_read_file(const char *path, size_t size_max, char **data, size_t *size,
+                     struct qf_err *err) QF_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

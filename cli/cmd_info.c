@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* PATH may be a model, a directory with models somewhere below it, or a path in a
+ * mount: that one stands for its source. Links may lead anywhere here (a snapshot of a
+ * hub cache points to blobs beside it), so the whole filesystem is the root. */
+#include <dirent.h>
+#include <getopt.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "cli/cli.h"
+#include "cli/report.h"
+
+#define DEPTH_MAX 64
+
+struct info {
+    struct qf_report_options options;
+    struct qf_view views[QF_VIEWS_MAX];
+    bool json;
+    qf_root *root;
+    size_t count;
+    bool failed;
+};
+
+static void print_help(void)
+{
+    puts("usage: quantfs info [--json] [--tensors] [--views A:B:…] PATH\n"
+         "\n"
+         "Tells what the model in directory PATH, or every model below it, becomes in "
+         "each\n"
+         "view: bytes in and out, how many tensors are quantized, and why the others "
+         "are\n"
+         "kept. Reads headers only. PATH may also lie in a mount.\n"
+         "\n"
+         "      --json         one JSON document\n"
+         "      --tensors      every tensor with its reason\n"
+         "      --views A:B:…  these views (nf4:int8:dq:fp4)\n"
+         "\n"
+         "exit codes: 0 told, 1 usage, 2 PATH cannot be read or holds no model");
+}
+
+static void fail(struct info *info, const char *path, int rc, const struct qf_err *err)
+{
+    fprintf(stderr, "quantfs info: %s: %s\n", path,
+            err->text[0] != '\0' ? err->text : strerror(-rc));
+    info->failed = true;
+}
+
+static void print_model(struct info *info, const char *path,
+                        const struct qf_model *model)
+{
+    struct qf_variant *variants[QF_VIEWS_MAX] = {0};
+    struct qf_err err = {""};
+    int rc = 0;
+    for (size_t i = 0; i < info->options.view_count && rc == 0; i++)
+        rc = qf_variant_new(model, &info->views[i], &variants[i]);
+    if (rc == 0) {
+        struct qf_buf text = {0};
+        if (info->json)
+            qf_buf_append_str(&text, info->count != 0 ? ",\n" : "");
+        (info->json ? qf_report_json
+                    : qf_report_text)(path, model,
+                                      (const struct qf_variant *const *)variants,
+                                      &info->options, &text);
+        if (text.failed)
+            rc = -ENOMEM;
+        else
+            fwrite(text.data, 1, text.size, stdout);
+        qf_buf_fini(&text);
+        info->count++;
+    }
+    if (rc != 0)
+        fail(info, path, rc, &err);
+    for (size_t i = 0; i < info->options.view_count; i++)
+        qf_variant_free(variants[i]);
+}
+
+static bool is_worth_telling(const struct qf_model *model)
+{
+    return model->kind != QF_MODEL_NONE || model->reason[0] != '\0';
+}
+
+/* path is absolute; models are told, other directories descended into. */
+static void walk(struct info *info, const char *path, unsigned depth)
+{
+    struct qf_model *model;
+    struct qf_err err = {""};
+    int rc = qf_model_load(info->root, path + 1, &model, &err);
+    if (rc != 0) {
+        fail(info, path, rc, &err);
+        return;
+    }
+    if (is_worth_telling(model))
+        print_model(info, path, model);
+    qf_model_free(model);
+    struct dirent **names;
+    int count = depth < DEPTH_MAX ? scandir(path, &names, NULL, alphasort) : 0;
+    for (int i = 0; i < count; i++) {
+        char child[PATH_MAX];
+        int n = snprintf(child, sizeof child, "%s/%s", path, names[i]->d_name);
+        if (names[i]->d_type == DT_DIR && strcmp(names[i]->d_name, ".") != 0 &&
+            strcmp(names[i]->d_name, "..") != 0 && n > 0 && (size_t)n < sizeof child)
+            walk(info, child, depth + 1);
+        free(names[i]);
+    }
+    if (count > 0)
+        free(names);
+}
+
+/* The store's path out of a mount's status file; false: no mount there. */
+static bool store_of_mount(const char *mountpoint, char *out, size_t size)
+{
+    char path[PATH_MAX + 32];
+    snprintf(path, sizeof path, "%s/.quantfs/status", mountpoint);
+    FILE *file = fopen(path, "re");
+    if (file == NULL)
+        return false;
+    char line[PATH_MAX + 16];
+    bool found = false;
+    while (!found && fgets(line, sizeof line, file) != NULL) {
+        if (strncmp(line, "store=", 6) != 0)
+            continue;
+        line[strcspn(line, "\n")] = '\0';
+        found = (size_t)snprintf(out, size, "%s", line + 6) < size;
+    }
+    fclose(file);
+    return found;
+}
+
+/* /mnt/nf4/a/b becomes STORE/a/b; any other path stays. */
+static void source_of_path(char path[PATH_MAX])
+{
+    char top[PATH_MAX], store[PATH_MAX], whole[2 * PATH_MAX];
+    strcpy(top, path);
+    for (char *end = top + strlen(top); end > top; end = strrchr(top, '/')) {
+        *end = '\0';
+        if (top[0] == '\0' || !store_of_mount(top, store, sizeof store))
+            continue;
+        const char *view = path + strlen(top);
+        const char *rest = view[0] == '/' ? strchr(view + 1, '/') : NULL;
+        int n = snprintf(whole, sizeof whole, "%s%s", store, rest != NULL ? rest : "");
+        if (n > 0 && n < PATH_MAX)
+            strcpy(path, whole);
+        return;
+    }
+}
+
+static int parse(struct info *info, int argc, char **argv, bool *help)
+{
+    static const struct option long_options[] = {
+        {"json", no_argument, NULL, 'j'},
+        {"tensors", no_argument, NULL, 't'},
+        {"views", required_argument, NULL, 'v'},
+        {"help", no_argument, NULL, 'h'},
+        {0},
+    };
+    const char *views = qf_view_default_list;
+    int c;
+    optind = 1;
+    opterr = 0;
+    while ((c = getopt_long(argc, argv, "h", long_options, NULL)) != -1) {
+        switch (c) {
+        case 'j':
+            info->json = true;
+            break;
+        case 't':
+            info->options.tensors = true;
+            break;
+        case 'v':
+            views = optarg;
+            break;
+        case 'h':
+            *help = true;
+            return 0;
+        default:
+            return qf_cli_usage_error("info", "unknown or incomplete option '%s'",
+                                      argv[optind - 1]);
+        }
+    }
+    struct qf_err err = {""};
+    if (qf_view_parse_list(views, info->views, &info->options.view_count, &err) != 0)
+        return qf_cli_usage_error("info", "%s", err.text);
+    info->options.views = info->views;
+    if (argc - optind != 1)
+        return qf_cli_usage_error("info", "one path is needed");
+    return 0;
+}
+
+static int tell(struct info *info, const char *name)
+{
+    char path[PATH_MAX];
+    struct qf_err err = {""};
+    if (realpath(name, path) == NULL) {
+        fprintf(stderr, "quantfs info: %s: %s\n", name, strerror(errno));
+        return QF_CLI_FAILED;
+    }
+    source_of_path(path);
+    int rc = qf_root_open("/", &info->root, &err);
+    if (rc != 0) {
+        fail(info, "/", rc, &err);
+        return QF_CLI_FAILED;
+    }
+    fputs(info->json ? "[" : "", stdout);
+    walk(info, path, 0);
+    fputs(info->json ? "]\n" : "", stdout);
+    qf_root_close(info->root);
+    if (info->count == 0 && !info->failed)
+        fprintf(stderr, "quantfs info: %s: no model in it or below it\n", name);
+    return info->count == 0 || info->failed ? QF_CLI_FAILED : QF_CLI_OK;
+}
+
+int qf_cmd_info(int argc, char **argv)
+{
+    static struct info info;
+    bool help = false;
+    int code = parse(&info, argc, argv, &help);
+    if (code != 0)
+        return code;
+    if (help) {
+        print_help();
+        return QF_CLI_OK;
+    }
+    return tell(&info, argv[optind]);
+}

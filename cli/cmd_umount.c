@@ -1,0 +1,107 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Unmounting returns before the daemon has written what it still holds to the cache;
+ * this command waits for it, so that a mount right afterwards finds everything. */
+#include <fcntl.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/log.h"
+#include "cli/cli.h"
+#include "fs/process.h"
+
+#define WAIT_MS 60000
+
+/* A descriptor of the daemon's process, or -1. */
+static int daemon_pidfd(const char *mountpoint)
+{
+    char path[4096], text[4096];
+    int n = snprintf(path, sizeof path, "%s/.quantfs/status", mountpoint);
+    if (n < 0 || (size_t)n >= sizeof path)
+        return -1;
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return -1;
+    ssize_t size = read(fd, text, sizeof text - 1);
+    close(fd);
+    if (size <= 0)
+        return -1;
+    text[size] = '\0';
+    const char *line = strstr(text, "\npid=");
+    return line != NULL ? (int)syscall(SYS_pidfd_open, atoi(line + 5), 0) : -1;
+}
+
+/* Without the right to unmount, fusermount3 does it for the mount's owner. */
+static int run_fusermount(const char *mountpoint, bool lazy)
+{
+    pid_t pid = fork();
+    if (pid < 0)
+        return -errno;
+    if (pid == 0) {
+        execlp("fusermount3", "fusermount3", lazy ? "-uz" : "-u", "--", mountpoint,
+               (char *)NULL);
+        fprintf(stderr, "quantfs umount: fusermount3: %s\n", strerror(errno));
+        _exit(127);
+    }
+    int status;
+    while (waitpid(pid, &status, 0) < 0)
+        if (errno != EINTR)
+            return -errno;
+    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EPERM;
+}
+
+static int unmount(const char *mountpoint, bool lazy)
+{
+    if (umount2(mountpoint, lazy ? MNT_DETACH : 0) == 0)
+        return 0;
+    if (errno != EPERM) {
+        int error = errno;
+        fprintf(stderr, "quantfs umount: %s: %s%s\n", mountpoint, strerror(error),
+                error == EBUSY    ? " (files of it are open; -l unmounts all the same)"
+                : error == EINVAL ? " (not a mountpoint)"
+                                  : "");
+        return -error;
+    }
+    return run_fusermount(mountpoint, lazy);
+}
+
+int qf_cmd_umount(int argc, char **argv)
+{
+    bool lazy =
+        argc > 1 && (strcmp(argv[1], "-l") == 0 || strcmp(argv[1], "--lazy") == 0);
+    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
+        puts("usage: quantfs umount [-l] MNT\n"
+             "\n"
+             "Unmounts MNT and waits until its daemon has ended.\n"
+             "\n"
+             "  -l, --lazy   also while files are open: the mount goes when they do\n"
+             "\n"
+             "exit codes: 0 unmounted, 1 usage, 2 the daemon did not end, 32 not "
+             "unmounted");
+        return QF_EXIT_OK;
+    }
+    if (argc != (lazy ? 3 : 2) || argv[argc - 1][0] == '-')
+        return qf_cli_usage_error("umount", "one mountpoint is needed");
+    const char *mountpoint = argv[argc - 1];
+    int pidfd = lazy ? -1 : daemon_pidfd(mountpoint);
+    if (unmount(mountpoint, lazy) != 0)
+        return QF_EXIT_MOUNT;
+    if (pidfd < 0)
+        return QF_EXIT_OK;
+    struct pollfd ended = {.fd = pidfd, .events = POLLIN};
+    int n;
+    while ((n = poll(&ended, 1, WAIT_MS)) < 0 && errno == EINTR)
+        ;
+    close(pidfd);
+    if (n == 1)
+        return QF_EXIT_OK;
+    fprintf(stderr,
+            "quantfs umount: %s is unmounted, but its daemon has not ended yet\n",
+            mountpoint);
+    return QF_EXIT_SYSTEM;
+}

@@ -1,0 +1,21 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The demo model: something to mount on a machine that holds no model yet. */
+#ifndef QF_CLI_DEMO_H
+#define QF_CLI_DEMO_H
+
+#include "base/err.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* Writes a Llama of 22 million random bfloat16 parameters (two shards, an index, a
+ * config; 44 MB) into directory `dir`, which is made if it is missing. Every run writes
+ * the same bytes. -EEXIST when dir holds anything already; a failed run leaves nothing
+ * of its own behind. */
+int qf_demo_write(const char *dir, struct qf_err *err) QF_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

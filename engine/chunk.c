@@ -1,0 +1,559 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One mutex guards the table: it is held for list surgery only, never across an encode,
+ * a store access or a copy, and a chunk is a quarter of a millisecond of work. Each
+ * entry has its own condition so that a finished chunk wakes its waiters alone.
+ *
+ * The store is asked before an entry is made, so hits leave no trace here. Between a
+ * miss and the making of the entry another thread may have encoded and stored the
+ * chunk; its entry then stays in the idle list long enough to be found, and if not, the
+ * chunk is encoded twice, with the same bytes. */
+#include "engine/chunk.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "engine/seal.h"
+
+/* Work that nobody waits for may take this share of the memory; readers the rest. */
+#define PREFETCH_PERCENT 75
+/* Above this, records that nobody uses are let go. */
+#define IDLE_PERCENT 50
+/* Bytes on their way to the store, below what it queues before it drops. */
+#define STORING_MAX   (QF_CACHE_QUEUE_SIZE_MAX / 2)
+#define STORE_WAIT_MS 100
+
+enum chunk_state { CHUNK_QUEUED, CHUNK_ENCODING, CHUNK_READY, CHUNK_FAILED };
+
+struct qf_chunk {
+    struct qf_task task; /* while QUEUED */
+    struct qf_hash128 key;
+    struct qf_chunk *bucket_next;
+    struct qf_chunk *idle_prev, *idle_next;
+    qf_engine *engine;
+    qf_shard_file *file; /* a reference, until encoded */
+    struct qf_record_id id;
+    enum chunk_state state;
+    bool idle;     /* in the idle list */
+    bool in_table; /* in a bucket */
+    bool stored;   /* came from the store: need not go there */
+    int rc;
+    uint32_t refs; /* users; the table itself holds none */
+    pthread_cond_t changed;
+    void *data;
+    size_t size;
+};
+
+/* ---- the table; all of this with the lock held ---- */
+
+static struct qf_chunk **bucket_of(struct qf_chunk_table *table, struct qf_hash128 key)
+{
+    return &table->buckets[key.low % QF_CHUNK_BUCKETS];
+}
+
+static struct qf_chunk *table_find(struct qf_chunk_table *table, struct qf_hash128 key)
+{
+    struct qf_chunk *chunk = *bucket_of(table, key);
+    while (chunk != NULL && !qf_hash128_eq(chunk->key, key))
+        chunk = chunk->bucket_next;
+    return chunk;
+}
+
+static void table_remove(struct qf_chunk_table *table, struct qf_chunk *chunk)
+{
+    struct qf_chunk **link = bucket_of(table, chunk->key);
+    while (*link != chunk)
+        link = &(*link)->bucket_next;
+    *link = chunk->bucket_next;
+    chunk->in_table = false;
+}
+
+static void idle_remove(struct qf_chunk_table *table, struct qf_chunk *chunk)
+{
+    if (chunk->idle_prev != NULL)
+        chunk->idle_prev->idle_next = chunk->idle_next;
+    else
+        table->idle_head = chunk->idle_next;
+    if (chunk->idle_next != NULL)
+        chunk->idle_next->idle_prev = chunk->idle_prev;
+    else
+        table->idle_tail = chunk->idle_prev;
+    chunk->idle = false;
+}
+
+static void idle_append(struct qf_chunk_table *table, struct qf_chunk *chunk)
+{
+    chunk->idle_prev = table->idle_tail;
+    chunk->idle_next = NULL;
+    if (table->idle_tail != NULL)
+        table->idle_tail->idle_next = chunk;
+    else
+        table->idle_head = chunk;
+    table->idle_tail = chunk;
+    chunk->idle = true;
+}
+
+static void chunk_ref(struct qf_chunk_table *table, struct qf_chunk *chunk)
+{
+    if (chunk->idle)
+        idle_remove(table, chunk);
+    chunk->refs++;
+}
+
+/* Records that nobody uses go as long as more memory is in use than they may fill. */
+static struct qf_chunk *idle_victims(qf_engine *engine)
+{
+    struct qf_chunk_table *table = &engine->chunks;
+    struct qf_chunk *victims = NULL;
+    uint64_t excess = qf_memory_excess(&engine->memory, IDLE_PERCENT);
+    uint64_t freed = 0;
+    while (table->idle_head != NULL && freed < excess) {
+        struct qf_chunk *chunk = table->idle_head;
+        idle_remove(table, chunk);
+        table_remove(table, chunk);
+        freed += qf_memory_cost(chunk->size);
+        chunk->bucket_next = victims;
+        victims = chunk;
+    }
+    return victims;
+}
+
+/* ---- entries ---- */
+
+static void chunk_free(qf_engine *engine, struct qf_chunk *chunk)
+{
+    assert(chunk->file == NULL);
+    qf_memory_put(&engine->memory, chunk->data, chunk->size);
+    pthread_cond_destroy(&chunk->changed);
+    free(chunk);
+}
+
+static void free_victims(qf_engine *engine, struct qf_chunk *victims)
+{
+    while (victims != NULL) {
+        struct qf_chunk *next = victims->bucket_next;
+        chunk_free(engine, victims);
+        victims = next;
+    }
+}
+
+static void chunk_unref(qf_engine *engine, struct qf_chunk *chunk)
+{
+    struct qf_chunk_table *table = &engine->chunks;
+    pthread_mutex_lock(&table->lock);
+    assert(chunk->refs > 0);
+    struct qf_chunk *victims = NULL;
+    if (--chunk->refs == 0) {
+        if (chunk->in_table) {
+            idle_append(table, chunk);
+            victims = idle_victims(engine);
+        } else {
+            chunk->bucket_next = NULL;
+            victims = chunk;
+        }
+    }
+    pthread_mutex_unlock(&table->lock);
+    free_victims(engine, victims);
+}
+
+static void run_prefetched(struct qf_task *task);
+
+static struct qf_chunk *chunk_new(qf_shard_file *file, struct qf_record_id id,
+                                  struct qf_hash128 key, enum chunk_state state)
+{
+    struct qf_chunk *chunk = calloc(1, sizeof *chunk);
+    if (chunk == NULL)
+        return NULL;
+    chunk->key = key;
+    chunk->id = id;
+    chunk->state = state;
+    chunk->refs = 1;
+    chunk->size = qf_record_size(file, id);
+    chunk->task.run = run_prefetched;
+    pthread_cond_init(&chunk->changed, NULL);
+    chunk->engine = file->engine;
+    if (id.number != QF_KEY_SEAL)
+        atomic_fetch_add(&file->engine->count.cache_misses, 1);
+    chunk->file = file;
+    qf_shard_file_ref(file);
+    return chunk;
+}
+
+static void table_insert(struct qf_chunk_table *table, struct qf_chunk *chunk)
+{
+    struct qf_chunk **bucket = bucket_of(table, chunk->key);
+    chunk->bucket_next = *bucket;
+    *bucket = chunk;
+    chunk->in_table = true;
+}
+
+/* ---- encoding ---- */
+
+static int read_source(void *ctx, void *buf, size_t size, uint64_t off)
+{
+    struct qf_chunk *chunk = ctx;
+    qf_shard_file *file = chunk->file;
+    const struct qf_tensor *src = file->layout->tensors[chunk->id.tensor].src;
+    int rc = qf_srcfile_read(file->src, buf, size, src->off + off);
+    if (rc == 0)
+        atomic_fetch_add(&file->engine->count.source_bytes_read, size);
+    return rc;
+}
+
+/* A record is stored and compared as it lies: what no slice covers is zero. */
+static void clear_gaps(const struct qf_plan *plan, uint64_t number, uint8_t *record)
+{
+    size_t end = 0;
+    for (uint32_t i = 0; i < plan->part_count; i++) {
+        if (plan->parts[i].stage != QF_STAGE_CHUNK)
+            continue;
+        size_t off, size;
+        qf_plan_chunk_slice(plan, number, i, &off, &size);
+        memset(record + end, 0, off - end);
+        end = off + size;
+    }
+    memset(record + end, 0, qf_plan_chunk_size(plan, number) - end);
+}
+
+static int encode_chunk(struct qf_chunk *chunk)
+{
+    qf_shard_file *file = chunk->file;
+    const struct qf_layout_tensor *tensor = &file->layout->tensors[chunk->id.tensor];
+    struct qf_job job = {
+        .plan = tensor->plan,
+        .chunk = chunk->id.number,
+        .source = {.read = read_source,
+                   .ctx = chunk,
+                   .fd = qf_srcfile_fd(file->src),
+                   .fd_off = tensor->src->off},
+        .record = chunk->data,
+    };
+    qf_backend_encode(file->engine->backend, &job, 1);
+    if (job.rc == 0) {
+        clear_gaps(tensor->plan, chunk->id.number, chunk->data);
+        atomic_fetch_add(&file->engine->count.chunks_encoded, 1);
+    }
+    return job.rc;
+}
+
+static int make_record(struct qf_chunk *chunk)
+{
+    qf_shard_file *file = chunk->file;
+    chunk->data = qf_memory_get(&file->engine->memory, chunk->size);
+    if (chunk->data == NULL)
+        return -ENOMEM;
+    int rc;
+    if (chunk->id.number != QF_KEY_SEAL)
+        rc = encode_chunk(chunk);
+    else if ((chunk->stored = qf_seal_load(file, chunk->id.tensor, chunk->data)))
+        rc = 0;
+    else
+        rc = qf_seal_make(file, chunk->id.tensor, chunk->data);
+    /* Only bytes of the version that the key names may be published. */
+    return rc != 0 ? rc : qf_srcfile_check(file->src);
+}
+
+static void put_finished(void *arg)
+{
+    struct qf_chunk *chunk = arg;
+    qf_engine *engine = chunk->engine;
+    pthread_mutex_lock(&engine->chunks.lock);
+    engine->chunks.storing_size -= chunk->size;
+    pthread_cond_broadcast(&engine->chunks.stored);
+    pthread_mutex_unlock(&engine->chunks.lock);
+    chunk_unref(engine, chunk);
+}
+
+static struct timespec deadline_after_ms(long ms)
+{
+    struct timespec at;
+    clock_gettime(CLOCK_MONOTONIC, &at);
+    at.tv_nsec += ms * 1000000;
+    at.tv_sec += at.tv_nsec / 1000000000;
+    at.tv_nsec %= 1000000000;
+    return at;
+}
+
+/* Encoding is faster than storing on some machines. Who encodes therefore waits for the
+ * store's writer instead of losing the record: a worker as long as it takes, a reader's
+ * thread a little, for a reader must not hang on a cache. False: not to be stored. With
+ * the lock held. */
+static bool wait_for_store(qf_engine *engine, size_t size, bool worker)
+{
+    struct qf_chunk_table *table = &engine->chunks;
+    struct timespec deadline = deadline_after_ms(STORE_WAIT_MS);
+    while (table->storing_size != 0 && table->storing_size + size > STORING_MAX) {
+        if (worker)
+            pthread_cond_wait(&table->stored, &table->lock);
+        else if (pthread_cond_timedwait(&table->stored, &table->lock, &deadline) != 0)
+            return false;
+    }
+    return true;
+}
+
+/* Hands the record to the store's writer, which borrows it. */
+static void store_record(qf_shard_file *file, struct qf_chunk *chunk, bool worker)
+{
+    qf_engine *engine = chunk->engine;
+    pthread_mutex_lock(&engine->chunks.lock);
+    bool wanted = wait_for_store(engine, chunk->size, worker);
+    if (wanted) {
+        chunk_ref(&engine->chunks, chunk);
+        engine->chunks.storing_size += chunk->size;
+    }
+    pthread_mutex_unlock(&engine->chunks.lock);
+    if (!wanted)
+        return;
+    if (chunk->id.number == QF_KEY_SEAL)
+        qf_seal_store(file, chunk->id.tensor, chunk->data, put_finished, chunk);
+    else
+        qf_store_put(engine->store, chunk->key, chunk->data, chunk->size, put_finished,
+                     chunk);
+}
+
+/* The owner's work: from ENCODING to READY or FAILED. The caller keeps its reference.
+ */
+static int run_encoding(struct qf_chunk *chunk, bool worker)
+{
+    qf_shard_file *file = chunk->file;
+    qf_engine *engine = file->engine;
+    int rc = make_record(chunk);
+    pthread_mutex_lock(&engine->chunks.lock);
+    chunk->rc = rc;
+    chunk->state = rc == 0 ? CHUNK_READY : CHUNK_FAILED;
+    if (rc != 0)
+        table_remove(&engine->chunks, chunk);
+    chunk->file = NULL;
+    pthread_cond_broadcast(&chunk->changed);
+    pthread_mutex_unlock(&engine->chunks.lock);
+    if (rc == 0 && !chunk->stored)
+        store_record(file, chunk, worker);
+    qf_shard_file_unref(file);
+    return rc;
+}
+
+/* With the lock held: makes the caller the owner of an entry that nobody has begun. */
+static bool start_queued(struct qf_chunk *chunk)
+{
+    if (chunk->state != CHUNK_QUEUED)
+        return false;
+    chunk->state = CHUNK_ENCODING;
+    chunk->engine->chunks.queued_size -= chunk->size;
+    return true;
+}
+
+static void run_prefetched(struct qf_task *task)
+{
+    struct qf_chunk *chunk = (struct qf_chunk *)task;
+    qf_engine *engine = chunk->engine;
+    pthread_mutex_lock(&engine->chunks.lock);
+    bool mine = start_queued(chunk); /* else a reader could not wait for us */
+    pthread_mutex_unlock(&engine->chunks.lock);
+    if (mine && run_encoding(chunk, true) == 0)
+        atomic_fetch_add(&engine->count.chunks_prefetched, 1);
+    chunk_unref(engine, chunk);
+}
+
+/* ---- records ---- */
+
+void qf_chunks_init(struct qf_chunk_table *table)
+{
+    *table = (struct qf_chunk_table){0};
+    pthread_mutex_init(&table->lock, NULL);
+    pthread_condattr_t monotonic;
+    pthread_condattr_init(&monotonic);
+    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
+    pthread_cond_init(&table->stored, &monotonic);
+    pthread_condattr_destroy(&monotonic);
+}
+
+void qf_chunks_fini(qf_engine *engine)
+{
+    struct qf_chunk_table *table = &engine->chunks;
+    while (table->idle_head != NULL) {
+        struct qf_chunk *chunk = table->idle_head;
+        idle_remove(table, chunk);
+        table_remove(table, chunk);
+        chunk_free(engine, chunk);
+    }
+    for (size_t i = 0; i < QF_CHUNK_BUCKETS; i++)
+        assert(table->buckets[i] == NULL);
+    pthread_cond_destroy(&table->stored);
+    pthread_mutex_destroy(&table->lock);
+}
+
+struct qf_hash128 qf_record_key(const qf_shard_file *file, struct qf_record_id id,
+                                uint64_t piece)
+{
+    const struct qf_layout_tensor *tensor = &file->layout->tensors[id.tensor];
+    const struct qf_plan *plan = tensor->plan;
+    struct qf_key key = {
+        .source = file->source,
+        .tensor_off = tensor->src->off,
+        .tensor_size = tensor->src->size,
+        .rows = plan->rows,
+        .cols = plan->cols,
+        .codec = (uint32_t)plan->spec.codec,
+        .revision = QF_CODEC_REVISION,
+        .src_dtype = (uint32_t)plan->src_dtype,
+        .dtype = (uint32_t)plan->spec.dtype,
+        .blocksize = plan->spec.blocksize,
+        .transposed = plan->transposed,
+        .chunk = id.number + piece,
+    };
+    return qf_key_hash(&key);
+}
+
+size_t qf_record_size(const qf_shard_file *file, struct qf_record_id id)
+{
+    const struct qf_plan *plan = file->layout->tensors[id.tensor].plan;
+    return id.number == QF_KEY_SEAL ? qf_plan_seal_size(plan)
+                                    : qf_plan_chunk_size(plan, id.number);
+}
+
+/* A READY entry of the table, with a reference; NULL else. */
+static struct qf_chunk *ready_entry(qf_engine *engine, struct qf_hash128 key)
+{
+    pthread_mutex_lock(&engine->chunks.lock);
+    struct qf_chunk *chunk = table_find(&engine->chunks, key);
+    if (chunk != NULL && chunk->state == CHUNK_READY)
+        chunk_ref(&engine->chunks, chunk);
+    else
+        chunk = NULL;
+    pthread_mutex_unlock(&engine->chunks.lock);
+    return chunk;
+}
+
+static void record_of_chunk(struct qf_chunk *chunk, struct qf_record *out)
+{
+    *out = (struct qf_record){.data = chunk->data, .size = chunk->size, .chunk = chunk};
+}
+
+/* A stored value of another size than the plan's is not ours (a key collision or a
+ * bug): it is treated as absent rather than served. */
+static bool from_store(qf_engine *engine, struct qf_hash128 key, size_t size,
+                       struct qf_record *out)
+{
+    struct qf_store_value value;
+    if (!qf_store_get(engine->store, key, &value))
+        return false;
+    if (value.size != size) {
+        qf_store_release(engine->store, &value);
+        return false;
+    }
+    *out = (struct qf_record){.data = value.data, .size = value.size, .value = value};
+    return true;
+}
+
+bool qf_record_try(qf_shard_file *file, struct qf_record_id id, struct qf_record *out)
+{
+    qf_engine *engine = file->engine;
+    struct qf_hash128 key = qf_record_key(file, id, 0);
+    struct qf_chunk *chunk = ready_entry(engine, key);
+    if (chunk != NULL) {
+        record_of_chunk(chunk, out);
+        return true;
+    }
+    if (id.number == QF_KEY_SEAL ||
+        !from_store(engine, key, qf_record_size(file, id), out))
+        return false;
+    atomic_fetch_add(&engine->count.cache_hits, 1);
+    return true;
+}
+
+/* Finds or makes the entry and decides whether this thread is to encode it. */
+static struct qf_chunk *claim(qf_shard_file *file, struct qf_record_id id, bool *mine)
+{
+    struct qf_chunk_table *table = &file->engine->chunks;
+    struct qf_hash128 key = qf_record_key(file, id, 0);
+    pthread_mutex_lock(&table->lock);
+    struct qf_chunk *chunk = table_find(table, key);
+    *mine = false;
+    if (chunk != NULL) {
+        chunk_ref(table, chunk);
+        *mine = start_queued(chunk);
+    } else {
+        chunk = chunk_new(file, id, key, CHUNK_ENCODING);
+        if (chunk != NULL) {
+            table_insert(table, chunk);
+            *mine = true;
+        }
+    }
+    pthread_mutex_unlock(&table->lock);
+    return chunk;
+}
+
+static int wait_for(qf_engine *engine, struct qf_chunk *chunk)
+{
+    pthread_mutex_lock(&engine->chunks.lock);
+    while (chunk->state == CHUNK_ENCODING)
+        pthread_cond_wait(&chunk->changed, &engine->chunks.lock);
+    int rc = chunk->rc;
+    pthread_mutex_unlock(&engine->chunks.lock);
+    return rc;
+}
+
+int qf_record_get(qf_shard_file *file, struct qf_record_id id, struct qf_record *out)
+{
+    if (qf_record_try(file, id, out))
+        return 0;
+    qf_engine *engine = file->engine;
+    bool mine;
+    struct qf_chunk *chunk = claim(file, id, &mine);
+    if (chunk == NULL)
+        return -ENOMEM;
+    int rc = mine ? run_encoding(chunk, false) : wait_for(engine, chunk);
+    if (rc != 0) {
+        chunk_unref(engine, chunk);
+        return rc;
+    }
+    record_of_chunk(chunk, out);
+    return 0;
+}
+
+void qf_record_release(qf_engine *engine, struct qf_record *record)
+{
+    if (record->chunk != NULL)
+        chunk_unref(engine, record->chunk);
+    else
+        qf_store_release(engine->store, &record->value);
+}
+
+/* Whether it is in the table in any state, or in the store. */
+static bool known(qf_shard_file *file, struct qf_record_id id, struct qf_hash128 key)
+{
+    qf_engine *engine = file->engine;
+    pthread_mutex_lock(&engine->chunks.lock);
+    bool found = table_find(&engine->chunks, key) != NULL;
+    pthread_mutex_unlock(&engine->chunks.lock);
+    struct qf_record record;
+    if (!found && from_store(engine, key, qf_record_size(file, id), &record)) {
+        qf_record_release(engine, &record);
+        found = true;
+    }
+    return found;
+}
+
+bool qf_record_prefetch(qf_shard_file *file, struct qf_record_id id)
+{
+    assert(id.number != QF_KEY_SEAL);
+    qf_engine *engine = file->engine;
+    struct qf_hash128 key = qf_record_key(file, id, 0);
+    if (known(file, id, key))
+        return true;
+    pthread_mutex_lock(&engine->chunks.lock);
+    struct qf_chunk *chunk = NULL;
+    uint64_t room = qf_memory_room(&engine->memory, PREFETCH_PERCENT);
+    uint64_t wanted = engine->chunks.queued_size + qf_record_size(file, id);
+    if (wanted <= room && table_find(&engine->chunks, key) == NULL)
+        chunk = chunk_new(file, id, key, CHUNK_QUEUED);
+    if (chunk != NULL) {
+        table_insert(&engine->chunks, chunk);
+        engine->chunks.queued_size += chunk->size;
+    }
+    pthread_mutex_unlock(&engine->chunks.lock);
+    if (chunk != NULL)
+        qf_pool_submit(engine->pool, &chunk->task);
+    return wanted <= room;
+}

@@ -1,0 +1,86 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The engine: bytes of view shards, encoded when they are first read, from the cache
+ * afterwards. Knows nothing of FUSE. All calls are thread-safe. */
+#ifndef QF_ENGINE_ENGINE_H
+#define QF_ENGINE_ENGINE_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/err.h"
+#include "base/hash.h"
+#include "cache/store.h"
+#include "ckpt/srcfile.h"
+#include "quant/backend.h"
+#include "view/layout.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct qf_engine qf_engine;
+typedef struct qf_shard_file qf_shard_file;
+
+struct qf_engine_options {
+    qf_backend *backend;   /* borrowed */
+    qf_store *store;       /* borrowed */
+    unsigned thread_count; /* workers that encode ahead; 0: one per processor */
+    uint64_t memory_limit; /* bytes of records in flight and kept; 0: the default */
+};
+
+#define QF_ENGINE_MEMORY_DEFAULT (UINT64_C(512) << 20)
+#define QF_ENGINE_MEMORY_MIN     (UINT64_C(32) << 20)
+
+struct qf_engine_stats {
+    uint64_t chunks_encoded;
+    uint64_t chunks_prefetched; /* of those: encoded before a reader asked */
+    uint64_t seals;             /* tensors sealed */
+    uint64_t source_bytes_read; /* weights only; headers are counted by ckpt's users */
+    uint64_t cache_hits;        /* chunk or seal records found in the store */
+    uint64_t cache_misses;
+    uint64_t bytes_served;
+    uint64_t read_errors;
+    uint64_t memory_used; /* bytes of records held now */
+    uint64_t memory_peak;
+};
+
+int qf_engine_new(const struct qf_engine_options *options,
+                  qf_engine **out) QF_MUST_CHECK;
+/* Waits for what is in flight. All files must be closed. NULL is allowed. */
+void qf_engine_free(qf_engine *engine);
+void qf_engine_stats(const qf_engine *engine, struct qf_engine_stats *out);
+
+/* Buffers from the engine's memory, for a front-end's own reads. NULL: no memory. */
+void *qf_engine_buffer_get(qf_engine *engine, size_t size);
+void qf_engine_buffer_put(qf_engine *engine, void *buffer, size_t size);
+
+/* What identifies the contents of a source file in cache keys. */
+struct qf_hash128 qf_source_id(const struct qf_ident *ident,
+                               struct qf_hash128 header_hash);
+
+/* A view shard to read from. `layout` and `src` are borrowed until `released(owner)` is
+ * called: after qf_shard_file_close, when the last work on the file has ended. */
+int qf_shard_file_open(qf_engine *engine, const struct qf_layout *layout,
+                       const qf_srcfile *src, struct qf_hash128 source,
+                       void (*released)(void *owner), void *owner,
+                       qf_shard_file **out) QF_MUST_CHECK;
+void qf_shard_file_close(qf_shard_file *file);
+
+/* One read's bytes, as pieces in memory that belong to others. */
+struct qf_read;
+
+/* Reads up to `size` bytes at `off`, fewer only at the end of the file and past
+ * QF_FUSE_READ_SIZE_MAX. On 0, *out holds the bytes until qf_read_release, also after
+ * the file is closed. -ESTALE when the source has changed since it
+ * was opened, -EIO and other errnos of the source, -ENOMEM. */
+int qf_engine_read(qf_shard_file *file, uint64_t off, size_t size,
+                   struct qf_read **out) QF_MUST_CHECK;
+const struct iovec *qf_read_pieces(const struct qf_read *read, size_t *count);
+size_t qf_read_size(const struct qf_read *read);
+void qf_read_release(struct qf_read *read);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

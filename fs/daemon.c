@@ -1,0 +1,226 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* libfuse prints what went wrong instead of returning it; its log is caught while we
+ * mount, so that the sentence reaches the prompt. */
+#define FUSE_USE_VERSION 314
+#include "fs/daemon.h"
+
+#include <fcntl.h>
+#include <fuse_lowlevel.h>
+#include <limits.h>
+#include <stdatomic.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "base/limits.h"
+#include "base/log.h"
+#include "base/pool.h"
+#include "fs/fuse_ll.h"
+
+/* A reader may wait for an encode in one of these; others go on. */
+#define SERVE_THREADS_MIN 8u
+
+struct qf_daemon {
+    struct qf_fuse_context context;
+    struct fuse_session *session;
+    char *mountpoint; /* absolute */
+    unsigned read_ahead_kb;
+    bool mounted;
+    bool signals;
+};
+
+static char fuse_message[QF_ERR_TEXT_SIZE]; /* written while one thread mounts */
+static atomic_bool catching;
+
+static void QF_PRINTF(2, 0)
+    catch_fuse_log(enum fuse_log_level level, const char *fmt, va_list args)
+{
+    char line[QF_ERR_TEXT_SIZE];
+    vsnprintf(line, sizeof line, fmt, args);
+    line[strcspn(line, "\n")] = '\0';
+    const char *text = strncmp(line, "fuse: ", 6) == 0 ? line + 6 : line;
+    if (level <= FUSE_LOG_ERR && atomic_load(&catching))
+        snprintf(fuse_message, sizeof fuse_message, "%s", text);
+    else if (level <= FUSE_LOG_WARNING)
+        qf_log(QF_LOG_DEBUG, "libfuse: %s", text);
+}
+
+int qf_daemon_check_mountpoint(const char *mountpoint, const char *store_path,
+                               struct qf_err *err)
+{
+    char real[PATH_MAX];
+    struct stat st;
+    if (stat(mountpoint, &st) != 0 || realpath(mountpoint, real) == NULL) {
+        int error = errno;
+        const char *hint = error == ENOENT     ? " (make it first)"
+                           : error == ENOTCONN ? " (a dead mount: unmount it first)"
+                                               : "";
+        return qf_err_set(err, -error, "mountpoint %s: %s%s", mountpoint,
+                          strerror(error), hint);
+    }
+    if (!S_ISDIR(st.st_mode))
+        return qf_err_set(err, -ENOTDIR, "mountpoint %s: not a directory", mountpoint);
+    size_t n = strlen(store_path);
+    if (strncmp(real, store_path, n) == 0 &&
+        (real[n] == '/' || real[n] == '\0' || strcmp(store_path, "/") == 0))
+        return qf_err_set(err, -EINVAL,
+                          "mountpoint %s lies in the store %s: the mount would show "
+                          "itself; choose one outside",
+                          mountpoint, store_path);
+    return 0;
+}
+
+/* "a,b" for -o; a comma or a backslash in a value is escaped for libfuse. */
+static void append_escaped(struct qf_buf *out, const char *text)
+{
+    for (; *text != '\0'; text++) {
+        if (*text == ',' || *text == '\\')
+            qf_buf_append(out, "\\", 1);
+        qf_buf_append(out, text, 1);
+    }
+}
+
+static char *mount_words(const struct qf_mount_options *options, const char *store_path)
+{
+    struct qf_buf words = {0};
+    qf_buf_append_str(&words, "ro,default_permissions,subtype=quantfs,fsname=");
+    append_escaped(&words, options->fsname[0] != '\0' ? options->fsname : store_path);
+    qf_buf_appendf(&words, ",max_read=%u", QF_FUSE_READ_SIZE_MAX);
+    if (options->allow_other)
+        qf_buf_append_str(&words, ",allow_other");
+    if (options->kernel[0] != '\0')
+        qf_buf_appendf(&words, ",%s", options->kernel);
+    return qf_buf_take(&words, NULL);
+}
+
+static int new_session(qf_daemon *daemon, char *words, struct qf_err *err)
+{
+    char *argv[] = {(char *)"quantfs", (char *)"-o", words, NULL};
+    struct fuse_args args = FUSE_ARGS_INIT(3, argv);
+    const struct fuse_lowlevel_ops *ops = qf_fuse_ops();
+    daemon->session = fuse_session_new(&args, ops, sizeof *ops, &daemon->context);
+    fuse_opt_free_args(&args);
+    if (daemon->session == NULL)
+        return qf_err_set(err, -EINVAL, "libfuse: %s", fuse_message);
+    return 0;
+}
+
+int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
+                    const char *store_path, const char *mountpoint, qf_daemon **out,
+                    struct qf_err *err)
+{
+    qf_daemon *daemon = calloc(1, sizeof *daemon);
+    char *words = mount_words(options, store_path);
+    int rc = -ENOMEM;
+    if (daemon == NULL || words == NULL)
+        goto out;
+    daemon->context =
+        (struct qf_fuse_context){.tree = tree, .attr_ttl_s = options->attr_ttl_s};
+    daemon->read_ahead_kb = options->read_ahead_kb;
+    daemon->mountpoint = realpath(mountpoint, NULL);
+    if (daemon->mountpoint == NULL) {
+        rc = qf_err_set(err, -errno, "%s: %s", mountpoint, strerror(errno));
+        goto out;
+    }
+    fuse_set_log_func(catch_fuse_log);
+    atomic_store(&catching, true);
+    rc = new_session(daemon, words, err);
+    if (rc != 0)
+        goto out;
+    if (fuse_session_mount(daemon->session, daemon->mountpoint) != 0) {
+        rc = qf_err_set(err, -EIO, "mounting on %s: %s", mountpoint,
+                        fuse_message[0] != '\0' ? fuse_message
+                                                : "refused (is /dev/fuse there?)");
+        goto out;
+    }
+    daemon->mounted = true;
+    daemon->signals = fuse_set_signal_handlers(daemon->session) == 0;
+out:
+    atomic_store(&catching, false);
+    free(words);
+    if (rc != 0) {
+        qf_daemon_close(daemon);
+        return rc;
+    }
+    *out = daemon;
+    return 0;
+}
+
+/* The mount's device number, from mountinfo: asking the mount itself would wait for us.
+ */
+static bool find_device(const char *mountpoint, char *device, size_t size)
+{
+    FILE *file = fopen("/proc/self/mountinfo", "re");
+    if (file == NULL)
+        return false;
+    char *line = NULL;
+    size_t capacity = 0;
+    bool found = false;
+    while (getline(&line, &capacity, file) > 0) {
+        char number[32], point[PATH_MAX];
+        if (sscanf(line, "%*s %*s %31s %*s %4095s", number, point) == 2 &&
+            strcmp(point, mountpoint) == 0) {
+            found = true; /* the last one is on top */
+            snprintf(device, size, "%s", number);
+        }
+    }
+    free(line);
+    fclose(file);
+    return found;
+}
+
+/* INIT cannot raise read-ahead above 128 KiB; root can, here. Without it a memcpy from
+ * a mapping makes requests of 128 KiB one at a time. */
+static void raise_read_ahead(const qf_daemon *daemon)
+{
+    char device[32], path[128];
+    if (daemon->read_ahead_kb == 0 ||
+        !find_device(daemon->mountpoint, device, sizeof device))
+        return;
+    snprintf(path, sizeof path, "/sys/class/bdi/%s/read_ahead_kb", device);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) {
+        qf_log(QF_LOG_DEBUG, "%s: %s (read-ahead stays as it is)", path,
+               strerror(errno));
+        return;
+    }
+    char text[16];
+    int n = snprintf(text, sizeof text, "%u", daemon->read_ahead_kb);
+    if (write(fd, text, (size_t)n) != n)
+        qf_log(QF_LOG_DEBUG, "%s: %s", path, strerror(errno));
+    close(fd);
+}
+
+int qf_daemon_serve(qf_daemon *daemon)
+{
+    raise_read_ahead(daemon);
+    struct fuse_loop_config *config = fuse_loop_cfg_create();
+    if (config == NULL)
+        return -ENOMEM;
+    unsigned threads = 2 * qf_cpu_count();
+    if (threads < SERVE_THREADS_MIN)
+        threads = SERVE_THREADS_MIN;
+    fuse_loop_cfg_set_clone_fd(config, 1);
+    fuse_loop_cfg_set_max_threads(config, threads);
+    fuse_loop_cfg_set_idle_threads(config, threads);
+    int rc = fuse_session_loop_mt(daemon->session, config);
+    fuse_loop_cfg_destroy(config);
+    /* A signal that ends us is a way to stop, not an error. */
+    return rc < 0 ? rc : 0;
+}
+
+void qf_daemon_close(qf_daemon *daemon)
+{
+    if (daemon == NULL)
+        return;
+    if (daemon->signals)
+        fuse_remove_signal_handlers(daemon->session);
+    if (daemon->mounted)
+        fuse_session_unmount(daemon->session);
+    if (daemon->session != NULL)
+        fuse_session_destroy(daemon->session);
+    free(daemon->mountpoint);
+    free(daemon);
+}

@@ -1,0 +1,228 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fs/file.h"
+
+#include <assert.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "fs/status.h"
+#include "fs/tree_private.h"
+
+enum file_kind { FILE_TEXT, FILE_STATUS, FILE_SOURCE, FILE_SHARD };
+
+/* What a view shard lives on; released by the engine when its last work has ended. */
+struct shard_owner {
+    qf_srcfile *src;
+    qf_snapshot *snapshot;
+};
+
+struct qf_file {
+    enum file_kind kind;
+    qf_engine *engine;
+    /* TEXT (borrowed from the snapshot), STATUS (owned) */
+    const char *text;
+    size_t text_size;
+    char *owned_text;
+    qf_snapshot *snapshot; /* TEXT: a reference */
+    qf_srcfile *src;       /* SOURCE: owned */
+    qf_shard_file *shard;  /* SHARD: owned */
+};
+
+static void release_shard(void *arg)
+{
+    struct shard_owner *owner = arg;
+    qf_srcfile_close(owner->src);
+    qf_snapshot_release(owner->snapshot);
+    free(owner);
+}
+
+static int open_status(qf_tree *tree, qf_file *file)
+{
+    struct qf_buf text = {0};
+    qf_status_text(&tree->options, tree->catalog, &text);
+    file->kind = FILE_STATUS;
+    file->owned_text = qf_buf_take(&text, &file->text_size);
+    file->text = file->owned_text;
+    return file->text != NULL ? 0 : -ENOMEM;
+}
+
+/* Opens the source and makes sure that it is the one `known` describes. */
+static int open_source(qf_tree *tree, const char *path, const struct qf_ident *known,
+                       qf_srcfile **out)
+{
+    int rc = qf_srcfile_open(tree->options.root, path, out, NULL);
+    if (rc != 0)
+        return rc;
+    if (!qf_ident_eq(qf_srcfile_ident(*out), known)) {
+        qf_srcfile_close(*out);
+        return -ESTALE;
+    }
+    return 0;
+}
+
+static int open_shard(qf_tree *tree, const char *path, struct qf_target *target,
+                      qf_file *file)
+{
+    const struct qf_model_shard *source = target->file->source;
+    struct shard_owner *owner = calloc(1, sizeof *owner);
+    if (owner == NULL)
+        return -ENOMEM;
+    int rc = open_source(tree, path, &source->ident, &owner->src);
+    if (rc == 0)
+        rc = qf_shard_file_open(tree->options.engine, target->file->layout, owner->src,
+                                qf_source_id(&source->ident,
+                                             source->header->header_hash),
+                                release_shard, owner, &file->shard);
+    if (rc != 0) {
+        qf_srcfile_close(owner->src);
+        free(owner);
+        return rc;
+    }
+    owner->snapshot = target->snapshot;
+    target->snapshot = NULL;
+    file->kind = FILE_SHARD;
+    return 0;
+}
+
+static int open_target(qf_tree *tree, const struct qf_place *place,
+                       struct qf_target *target, qf_file *file)
+{
+    if (S_ISDIR(target->entry.st.st_mode))
+        return -EISDIR;
+    if (place->view == QF_PLACE_CONTROL)
+        return open_status(tree, file);
+    if (target->file == NULL) {
+        file->kind = FILE_SOURCE;
+        return open_source(tree, place->path, &target->source, &file->src);
+    }
+    if (target->file->kind == QF_VARIANT_SHARD)
+        return open_shard(tree, place->path, target, file);
+    file->kind = FILE_TEXT;
+    file->text = target->file->text;
+    file->text_size = target->file->size;
+    file->snapshot = target->snapshot;
+    target->snapshot = NULL;
+    return 0;
+}
+
+int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out)
+{
+    struct qf_place place;
+    uint64_t generation;
+    int rc = qf_tree_place(tree, id, &place, &generation);
+    if (rc != 0)
+        return rc;
+    struct qf_target target = {0};
+    qf_file *file = calloc(1, sizeof *file);
+    if (file == NULL) {
+        rc = -ENOMEM;
+        goto out;
+    }
+    file->engine = tree->options.engine;
+    rc = qf_tree_resolve(tree, &place, true, &target);
+    if (rc != 0)
+        goto out;
+    if (generation != 0 && generation != target.entry.generation)
+        rc = -ESTALE;
+    else
+        rc = open_target(tree, &place, &target, file);
+out:
+    qf_target_fini(&target);
+    free(place.path);
+    if (rc != 0)
+        free(file);
+    else
+        *out = file;
+    return rc;
+}
+
+void qf_file_close(qf_file *file)
+{
+    if (file == NULL)
+        return;
+    if (file->shard != NULL)
+        qf_shard_file_close(file->shard);
+    qf_srcfile_close(file->src);
+    qf_snapshot_release(file->snapshot);
+    free(file->owned_text);
+    free(file);
+}
+
+bool qf_file_is_dynamic(const qf_file *file)
+{
+    return file->kind == FILE_STATUS;
+}
+
+/* ---- reading ---- */
+
+static void one_piece(struct qf_file_read *out, void *data, size_t size)
+{
+    out->piece = (struct iovec){data, size};
+    out->pieces = &out->piece;
+    out->piece_count = 1;
+    out->size = size;
+}
+
+static int read_text(const qf_file *file, uint64_t off, size_t size,
+                     struct qf_file_read *out)
+{
+    size_t start = off < file->text_size ? (size_t)off : file->text_size;
+    size_t left = file->text_size - start;
+    one_piece(out, (void *)(file->text + start), size < left ? size : left);
+    return 0;
+}
+
+static int read_source(const qf_file *file, uint64_t off, size_t size,
+                       struct qf_file_read *out)
+{
+    uint64_t file_size = qf_srcfile_ident(file->src)->size;
+    uint64_t left = off < file_size ? file_size - off : 0;
+    if (size > left)
+        size = (size_t)left;
+    if (size > QF_FUSE_READ_SIZE_MAX)
+        size = QF_FUSE_READ_SIZE_MAX;
+    out->engine = file->engine;
+    out->buffer_size = size;
+    out->buffer = qf_engine_buffer_get(file->engine, size);
+    if (out->buffer == NULL)
+        return -ENOMEM;
+    int rc = qf_srcfile_read(file->src, out->buffer, size, off);
+    if (rc == 0)
+        rc = qf_srcfile_check(file->src);
+    if (rc != 0) {
+        qf_file_read_done(out);
+        return rc;
+    }
+    one_piece(out, out->buffer, size);
+    return 0;
+}
+
+int qf_file_read(qf_file *file, uint64_t off, size_t size, struct qf_file_read *out)
+{
+    *out = (struct qf_file_read){0};
+    switch (file->kind) {
+    case FILE_TEXT:
+    case FILE_STATUS:
+        return read_text(file, off, size, out);
+    case FILE_SOURCE:
+        return read_source(file, off, size, out);
+    case FILE_SHARD:
+        break;
+    }
+    int rc = qf_engine_read(file->shard, off, size, &out->engine_read);
+    if (rc != 0)
+        return rc;
+    out->pieces = qf_read_pieces(out->engine_read, &out->piece_count);
+    out->size = qf_read_size(out->engine_read);
+    return 0;
+}
+
+void qf_file_read_done(struct qf_file_read *read)
+{
+    if (read->engine_read != NULL)
+        qf_read_release(read->engine_read);
+    if (read->buffer != NULL)
+        qf_engine_buffer_put(read->engine, read->buffer, read->buffer_size);
+    read->engine_read = NULL;
+    read->buffer = NULL;
+}

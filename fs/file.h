@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Open files. A file is one of four kinds: text (config.json, an index, the status
+ * file), a source file passed through, or a view shard. */
+#ifndef QF_FS_FILE_H
+#define QF_FS_FILE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/uio.h>
+
+#include "base/err.h"
+#include "fs/tree.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct qf_file qf_file;
+
+/* -EISDIR, -ENOENT, …; -ESTALE when the contents are no longer those of the generation
+ * told last (the kernel looks the name up again and comes back). */
+int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out) QF_MUST_CHECK;
+void qf_file_close(qf_file *file);
+/* Contents that change from open to open and have no size before they are read. */
+bool qf_file_is_dynamic(const qf_file *file);
+
+/* Bytes read, valid until qf_file_read_done. */
+struct qf_file_read {
+    const struct iovec *pieces;
+    size_t piece_count;
+    size_t size;
+    struct qf_read *engine_read; /* private, as is all below */
+    struct iovec piece;
+    qf_engine *engine;
+    void *buffer;
+    size_t buffer_size;
+};
+
+/* Reads up to `size` bytes, fewer only at the end of the file (and past
+ * QF_FUSE_READ_SIZE_MAX). -ESTALE when the source has changed since the open. */
+int qf_file_read(qf_file *file, uint64_t off, size_t size,
+                 struct qf_file_read *out) QF_MUST_CHECK;
+void qf_file_read_done(struct qf_file_read *read);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

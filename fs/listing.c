@@ -1,0 +1,303 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Names: what a directory shows, and which path an id stands for. A link is shown as
+ * what it leads to; one that leads out of the store, to nothing or back to an ancestor
+ * of its own, is not shown (looking it up says why). Sockets, pipes and devices are not
+ * shown. */
+#include <assert.h>
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/limits.h"
+#include "fs/tree_private.h"
+
+int qf_tree_check_loop(const qf_tree *tree, const char *path, const char *real)
+{
+    if (strcmp(path, real) == 0)
+        return 0; /* no link on the way */
+    int rc = 0;
+    char *ancestor = strdup(path);
+    if (ancestor == NULL)
+        return -ENOMEM;
+    while (rc == 0 && ancestor[0] != '\0') {
+        char *slash = strrchr(ancestor, '/');
+        *(slash != NULL ? slash : ancestor) = '\0';
+        char *other = NULL;
+        struct stat st;
+        rc = qf_root_resolve(tree->options.root, ancestor, &other, &st);
+        if (rc == 0 && strcmp(other, real) == 0)
+            rc = -ELOOP;
+        free(other);
+    }
+    free(ancestor);
+    return rc;
+}
+
+/* The type behind a link, or behind a name whose type the filesystem does not tell.
+ * 0: not shown. */
+static unsigned type_of_link(const qf_tree *tree, const char *dir, const char *name)
+{
+    char *path = qf_path_join(dir, name);
+    char *real = NULL;
+    struct stat st;
+    unsigned type = 0;
+    if (path != NULL && qf_root_resolve(tree->options.root, path, &real, &st) == 0) {
+        if (S_ISREG(st.st_mode))
+            type = DT_REG;
+        else if (S_ISDIR(st.st_mode) && qf_tree_check_loop(tree, path, real) == 0)
+            type = DT_DIR;
+    }
+    free(real);
+    free(path);
+    return type;
+}
+
+int qf_tree_list(const qf_tree *tree, const char *path,
+                 int (*each)(void *arg, const char *name, unsigned type), void *arg)
+{
+    int fd = qf_root_opendir(tree->options.root, path);
+    if (fd < 0)
+        return fd;
+    DIR *stream = fdopendir(fd);
+    if (stream == NULL)
+        return -ENOMEM;
+    int rc = 0;
+    const struct dirent *d;
+    errno = 0;
+    while (rc == 0 && (d = readdir(stream)) != NULL) {
+        if (strcmp(d->d_name, ".") == 0 || strcmp(d->d_name, "..") == 0)
+            continue;
+        unsigned type = d->d_type;
+        if (type == DT_LNK || type == DT_UNKNOWN)
+            type = type_of_link(tree, path, d->d_name);
+        if (type == DT_REG || type == DT_DIR)
+            rc = each(arg, d->d_name, type);
+        errno = 0;
+    }
+    if (rc == 0 && errno != 0)
+        rc = -errno;
+    closedir(stream);
+    return rc;
+}
+
+/* ---- open directories ---- */
+
+struct dir_entry {
+    char *name;
+    uint64_t id;
+    unsigned type;
+};
+
+struct qf_dir {
+    qf_tree *tree;
+    struct qf_place place;
+    size_t count;
+    size_t capacity;
+    struct dir_entry *entries;
+};
+
+static int add_entry(qf_dir *dir, const char *name, uint64_t id, unsigned type)
+{
+    if (dir->count == dir->capacity) {
+        size_t capacity = dir->capacity != 0 ? dir->capacity * 2 : 32;
+        struct dir_entry *entries =
+            realloc(dir->entries, capacity * sizeof *dir->entries);
+        if (entries == NULL)
+            return -ENOMEM;
+        dir->entries = entries;
+        dir->capacity = capacity;
+    }
+    char *copy = strdup(name);
+    if (copy == NULL)
+        return -ENOMEM;
+    dir->entries[dir->count++] = (struct dir_entry){copy, id, type};
+    return 0;
+}
+
+static int add_child(void *arg, const char *name, unsigned type)
+{
+    qf_dir *dir = arg;
+    char *path = qf_path_join(dir->place.path, name);
+    if (path == NULL)
+        return -ENOMEM;
+    uint64_t id = qf_node_id(qf_tree_place_name(dir->tree, dir->place.view), path);
+    free(path);
+    return add_entry(dir, name, id, type);
+}
+
+static int add_dots(qf_dir *dir, uint64_t id)
+{
+    const char *slash = strrchr(dir->place.path, '/');
+    uint64_t parent = QF_NODE_ROOT;
+    if (dir->place.path[0] != '\0') {
+        char *path = strndup(dir->place.path,
+                             slash != NULL ? (size_t)(slash - dir->place.path) : 0);
+        if (path == NULL)
+            return -ENOMEM;
+        parent = qf_node_id(qf_tree_place_name(dir->tree, dir->place.view), path);
+        free(path);
+    }
+    int rc = add_entry(dir, ".", id, DT_DIR);
+    return rc == 0 ? add_entry(dir, "..", parent, DT_DIR) : rc;
+}
+
+static int add_all(qf_dir *dir, uint64_t id)
+{
+    const struct qf_tree_options *options = &dir->tree->options;
+    int rc = add_dots(dir, id);
+    if (rc != 0)
+        return rc;
+    switch (dir->place.view) {
+    case QF_PLACE_ROOT:
+        for (size_t i = 0; i < options->view_count && rc == 0; i++)
+            rc = add_entry(dir, options->views[i].name,
+                           qf_node_id(options->views[i].name, ""), DT_DIR);
+        return rc;
+    case QF_PLACE_CONTROL:
+        return dir->place.path[0] != '\0' ? -ENOTDIR
+                                          : add_child(dir, "status", DT_REG);
+    default:
+        return qf_tree_list(dir->tree, dir->place.path, add_child, dir);
+    }
+}
+
+int qf_tree_opendir(qf_tree *tree, uint64_t id, qf_dir **out)
+{
+    qf_dir *dir = calloc(1, sizeof *dir);
+    if (dir == NULL)
+        return -ENOMEM;
+    dir->tree = tree;
+    uint64_t generation;
+    int rc = qf_tree_place(tree, id, &dir->place, &generation);
+    if (rc == 0)
+        rc = add_all(dir, id);
+    if (rc != 0) {
+        qf_dir_close(dir);
+        return rc;
+    }
+    *out = dir;
+    return 0;
+}
+
+size_t qf_dir_count(const qf_dir *dir)
+{
+    return dir->count;
+}
+
+const char *qf_dir_entry(const qf_dir *dir, size_t index, uint64_t *id, unsigned *type)
+{
+    assert(index < dir->count);
+    *id = dir->entries[index].id;
+    *type = dir->entries[index].type;
+    return dir->entries[index].name;
+}
+
+void qf_dir_close(qf_dir *dir)
+{
+    if (dir == NULL)
+        return;
+    for (size_t i = 0; i < dir->count; i++)
+        free(dir->entries[i].name);
+    free(dir->entries);
+    free(dir->place.path);
+    free(dir);
+}
+
+/* ---- from an id back to a path ---- */
+
+struct search {
+    qf_tree *tree;
+    uint64_t id;
+    const char *dir;     /* being listed */
+    struct qf_place hit; /* path NULL: not found yet */
+    char **queue;        /* directories still to list; owned */
+    size_t count, capacity;
+};
+
+static int queue_dir(struct search *search, char *path)
+{
+    if (search->count == search->capacity) {
+        size_t capacity = search->capacity != 0 ? search->capacity * 2 : 64;
+        char **queue = realloc(search->queue, capacity * sizeof *queue);
+        if (queue == NULL) {
+            free(path);
+            return -ENOMEM;
+        }
+        search->queue = queue;
+        search->capacity = capacity;
+    }
+    search->queue[search->count++] = path;
+    return 0;
+}
+
+/* Whether the path has the id in one of the views; takes nothing. */
+static bool try_path(struct search *search, const char *path)
+{
+    for (size_t i = 0; i < search->tree->options.view_count; i++) {
+        if (qf_node_id(search->tree->options.views[i].name, path) == search->id) {
+            search->hit = (struct qf_place){.view = (int)i, .path = strdup(path)};
+            return true;
+        }
+    }
+    return false;
+}
+
+static int try_child(void *arg, const char *name, unsigned type)
+{
+    struct search *search = arg;
+    char *path = qf_path_join(search->dir, name);
+    if (path == NULL)
+        return -ENOMEM;
+    if (try_path(search, path)) {
+        free(path);
+        return 1;
+    }
+    if (type == DT_DIR)
+        return queue_dir(search, path);
+    free(path);
+    return 0;
+}
+
+static bool try_control(struct search *search)
+{
+    static const char *const paths[] = {"", "status"};
+    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
+        if (qf_node_id(QF_CONTROL_DIR, paths[i]) == search->id) {
+            search->hit =
+                (struct qf_place){.view = QF_PLACE_CONTROL, .path = strdup(paths[i])};
+            return true;
+        }
+    }
+    return false;
+}
+
+int qf_tree_search(qf_tree *tree, uint64_t id, struct qf_place *place)
+{
+    struct search search = {.tree = tree, .id = id};
+    char *top = strdup("");
+    if (top == NULL)
+        return -ENOMEM;
+    bool found = try_control(&search) || try_path(&search, "");
+    int rc = queue_dir(&search, top);
+    for (uint64_t n = 0; rc == 0 && !found && search.count > 0; n++) {
+        if (n == QF_SEARCH_DIRS_MAX)
+            break;
+        char *dir = search.queue[--search.count];
+        search.dir = dir;
+        rc = qf_tree_list(tree, dir, try_child, &search);
+        found = rc == 1;
+        /* A directory that cannot be listed hides what is in it, nothing else. */
+        if (rc != -ENOMEM)
+            rc = 0;
+        free(dir);
+    }
+    for (size_t i = 0; i < search.count; i++)
+        free(search.queue[i]);
+    free(search.queue);
+    if (rc != 0)
+        return rc;
+    if (!found)
+        return -ENOENT;
+    *place = search.hit;
+    return place->path != NULL ? 0 : -ENOMEM;
+}

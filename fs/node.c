@@ -1,0 +1,144 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fs/node.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/hash.h"
+
+#define BUCKETS_FIRST 1024
+
+struct qf_node {
+    struct qf_node *next;
+    uint64_t id;
+    uint64_t generation;
+    uint64_t lookups; /* references of the kernel's */
+    int view;
+    char path[];
+};
+
+int qf_node_table_init(struct qf_node_table *table)
+{
+    *table = (struct qf_node_table){.bucket_count = BUCKETS_FIRST};
+    table->buckets = calloc(table->bucket_count, sizeof *table->buckets);
+    if (table->buckets == NULL)
+        return -ENOMEM;
+    pthread_mutex_init(&table->lock, NULL);
+    return 0;
+}
+
+void qf_node_table_fini(struct qf_node_table *table)
+{
+    if (table->buckets == NULL)
+        return;
+    for (size_t i = 0; i < table->bucket_count; i++) {
+        while (table->buckets[i] != NULL) {
+            struct qf_node *node = table->buckets[i];
+            table->buckets[i] = node->next;
+            free(node);
+        }
+    }
+    free(table->buckets);
+    pthread_mutex_destroy(&table->lock);
+}
+
+uint64_t qf_node_id(const char *name, const char *path)
+{
+    if (name == NULL)
+        return QF_NODE_ROOT;
+    const uint64_t pair[] = {qf_hash64(name, strlen(name)),
+                             qf_hash64(path, strlen(path))};
+    uint64_t id = qf_hash64(pair, sizeof pair);
+    /* 0 and 1 mean "none" and the root to the kernel. */
+    return id > QF_NODE_ROOT ? id : id + 2;
+}
+
+static struct qf_node **find(struct qf_node_table *table, uint64_t id)
+{
+    struct qf_node **link = &table->buckets[id % table->bucket_count];
+    while (*link != NULL && (*link)->id != id)
+        link = &(*link)->next;
+    return link;
+}
+
+/* Doubles the buckets; without memory the chains just grow longer. */
+static void grow(struct qf_node_table *table)
+{
+    size_t count = table->bucket_count * 2;
+    struct qf_node **buckets = calloc(count, sizeof *buckets);
+    if (buckets == NULL)
+        return;
+    for (size_t i = 0; i < table->bucket_count; i++) {
+        while (table->buckets[i] != NULL) {
+            struct qf_node *node = table->buckets[i];
+            table->buckets[i] = node->next;
+            node->next = buckets[node->id % count];
+            buckets[node->id % count] = node;
+        }
+    }
+    free(table->buckets);
+    table->buckets = buckets;
+    table->bucket_count = count;
+}
+
+int qf_node_remember(struct qf_node_table *table, uint64_t id, int view,
+                     const char *path, uint64_t generation)
+{
+    int rc = 0;
+    pthread_mutex_lock(&table->lock);
+    struct qf_node *node = *find(table, id);
+    if (node != NULL && (node->view != view || strcmp(node->path, path) != 0)) {
+        rc = -EIO;
+    } else if (node == NULL) {
+        node = calloc(1, sizeof *node + strlen(path) + 1);
+        if (node == NULL) {
+            rc = -ENOMEM;
+        } else {
+            if (table->count++ > table->bucket_count)
+                grow(table);
+            node->id = id;
+            node->view = view;
+            strcpy(node->path, path);
+            node->next = table->buckets[id % table->bucket_count];
+            table->buckets[id % table->bucket_count] = node;
+        }
+    }
+    if (rc == 0) {
+        node->lookups++;
+        node->generation = generation;
+    }
+    pthread_mutex_unlock(&table->lock);
+    return rc;
+}
+
+void qf_node_forget(struct qf_node_table *table, uint64_t id, uint64_t count)
+{
+    pthread_mutex_lock(&table->lock);
+    struct qf_node **link = find(table, id);
+    struct qf_node *node = *link;
+    if (node != NULL) {
+        node->lookups = node->lookups > count ? node->lookups - count : 0;
+        if (node->lookups == 0) {
+            *link = node->next;
+            table->count--;
+            free(node);
+        }
+    }
+    pthread_mutex_unlock(&table->lock);
+}
+
+int qf_node_find(struct qf_node_table *table, uint64_t id, struct qf_place *place,
+                 uint64_t *generation)
+{
+    int rc = -ENOENT;
+    pthread_mutex_lock(&table->lock);
+    const struct qf_node *node = *find(table, id);
+    if (node != NULL) {
+        place->view = node->view;
+        place->path = strdup(node->path);
+        *generation = node->generation;
+        rc = place->path != NULL ? 0 : -ENOMEM;
+    }
+    pthread_mutex_unlock(&table->lock);
+    return rc;
+}

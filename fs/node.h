@@ -1,0 +1,55 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Nodes: what the kernel knows a file by. A node's id is a pure function of the view
+ * and the path in it, so ids are the same after a restart and on every machine; the
+ * table only remembers which path an id stands for while the kernel holds it. */
+#ifndef QF_FS_NODE_H
+#define QF_FS_NODE_H
+
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/err.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QF_NODE_ROOT UINT64_C(1)
+
+/* Which tree a path is in: the number of a view, or one of these. */
+#define QF_PLACE_ROOT    (-1) /* the mount's root; path "" */
+#define QF_PLACE_CONTROL (-2) /* MNT/.quantfs */
+
+struct qf_place {
+    int view;
+    char *path; /* relative, "" for the view's top; owned */
+};
+
+struct qf_node_table {
+    pthread_mutex_t lock;
+    struct qf_node **buckets;
+    size_t bucket_count;
+    size_t count;
+};
+
+int qf_node_table_init(struct qf_node_table *table) QF_MUST_CHECK;
+void qf_node_table_fini(struct qf_node_table *table);
+
+/* name: of the view, or ".quantfs"; NULL for the root. */
+uint64_t qf_node_id(const char *name, const char *path);
+/* One more reference of the kernel's. The table remembers `generation` as the one that
+ * the kernel was told last. -EIO when another path has this id (two paths with one
+ * hash: refused rather than confused). */
+int qf_node_remember(struct qf_node_table *table, uint64_t id, int view,
+                     const char *path, uint64_t generation) QF_MUST_CHECK;
+void qf_node_forget(struct qf_node_table *table, uint64_t id, uint64_t count);
+/* A copy of the place (free place->path) and the generation told last; -ENOENT for an
+ * id that the table does not hold. */
+int qf_node_find(struct qf_node_table *table, uint64_t id, struct qf_place *place,
+                 uint64_t *generation) QF_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

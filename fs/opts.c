@@ -1,0 +1,260 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fs/opts.h"
+
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+typedef int set_option(struct qf_mount_options *options, const char *value,
+                       struct qf_err *err);
+
+struct option {
+    const char *name;
+    const char *value; /* what stands after '=' in the help; NULL: a flag */
+    const char *help;
+    set_option *set;
+};
+
+/* ---- values ---- */
+
+int qf_parse_size(const char *text, uint64_t *out)
+{
+    static const char units[] = "KMGT";
+    if (text[0] < '0' || text[0] > '9')
+        return -EINVAL;
+    char *end;
+    errno = 0;
+    uint64_t value = strtoull(text, &end, 10);
+    if (errno != 0)
+        return -ERANGE;
+    if (*end != '\0') {
+        const char *unit = strchr(units, *end);
+        if (unit == NULL || end[1] != '\0')
+            return -EINVAL;
+        unsigned shift = 10 * (unsigned)(unit - units + 1);
+        if (value > UINT64_MAX >> shift)
+            return -ERANGE;
+        value <<= shift;
+    }
+    *out = value;
+    return 0;
+}
+
+static int get_size(const char *name, const char *value, uint64_t *out,
+                    struct qf_err *err)
+{
+    if (qf_parse_size(value, out) != 0)
+        return qf_err_set(err, -EINVAL,
+                          "option %s=%s: not a size (a number, with K, M, G or T)",
+                          name, value);
+    return 0;
+}
+
+static int get_number(const char *name, const char *value, unsigned max, unsigned *out,
+                      struct qf_err *err)
+{
+    uint64_t number;
+    if (qf_parse_size(value, &number) != 0 || number > max)
+        return qf_err_set(err, -EINVAL, "option %s=%s: not a number up to %u", name,
+                          value, max);
+    *out = (unsigned)number;
+    return 0;
+}
+
+static int get_text(const char *name, const char *value, char *out, size_t size,
+                    struct qf_err *err)
+{
+    int n = snprintf(out, size, "%s", value);
+    if (n <= 0 || (size_t)n >= size)
+        return qf_err_set(err, -EINVAL, "option %s: empty or too long", name);
+    return 0;
+}
+
+static int set_views(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    return qf_view_parse_list(value, o->views, &o->view_count, err);
+}
+
+static int set_cache(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    return get_text("cache", value, o->cache, sizeof o->cache, err);
+}
+
+static int set_cache_size(struct qf_mount_options *o, const char *value,
+                          struct qf_err *err)
+{
+    return get_size("cache_size", value, &o->cache_size, err);
+}
+
+static int set_memory(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    return get_size("memory", value, &o->memory, err);
+}
+
+static int set_threads(struct qf_mount_options *o, const char *value,
+                       struct qf_err *err)
+{
+    return get_number("threads", value, 1024, &o->threads, err);
+}
+
+static int set_isa(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    return get_text("isa", value, o->isa, sizeof o->isa, err);
+}
+
+static int set_attr_ttl(struct qf_mount_options *o, const char *value,
+                        struct qf_err *err)
+{
+    return get_number("attr_ttl", value, 31536000, &o->attr_ttl_s, err);
+}
+
+static int set_read_ahead(struct qf_mount_options *o, const char *value,
+                          struct qf_err *err)
+{
+    return get_number("read_ahead_kb", value, 1u << 20, &o->read_ahead_kb, err);
+}
+
+static int set_fsname(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    return get_text("fsname", value, o->fsname, sizeof o->fsname, err);
+}
+
+static int set_policy(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    return get_text("policy", value, o->policy, sizeof o->policy, err);
+}
+
+static int set_allow_other(struct qf_mount_options *o, const char *value,
+                           struct qf_err *err)
+{
+    (void)value;
+    (void)err;
+    o->allow_other = true;
+    return 0;
+}
+
+static int set_debug(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    (void)value;
+    (void)err;
+    o->debug = true;
+    return 0;
+}
+
+static const struct option options_table[] = {
+    {"views", "A:B:…", "views to show (nf4:int8:dq:fp4)", set_views},
+    {"cache", "DIR", "directory of the cache; none: memory only", set_cache},
+    {"cache_size", "SIZE", "bytes the cache may take (a tenth of its filesystem)",
+     set_cache_size},
+    {"memory", "SIZE", "bytes in flight and kept in memory (512M)", set_memory},
+    {"threads", "N", "threads that encode ahead (one per processor)", set_threads},
+    {"isa", "NAME", "scalar, avx2 or avx512 (the best there is; same bytes)", set_isa},
+    {"attr_ttl", "SECONDS", "how long names and sizes are trusted (60)", set_attr_ttl},
+    {"read_ahead_kb", "KIB", "read-ahead of the mount, when root (4096)",
+     set_read_ahead},
+    {"policy", "FILE", "overrides for all models (see docs/OVERRIDES.md)", set_policy},
+    {"fsname", "NAME", "what /proc/mounts shows as the device (STORE)", set_fsname},
+    {"allow_other", NULL, "let other users in (see fuse.conf)", set_allow_other},
+    {"debug", NULL, "log every event of interest", set_debug},
+};
+
+/* For the kernel's mount. */
+static const char *const kernel_options[] = {
+    "ro",           "nosuid",
+    "suid",         "nodev",
+    "dev",          "noexec",
+    "exec",         "atime",
+    "noatime",      "nodiratime",
+    "sync",         "async",
+    "dirsync",      "default_permissions",
+    "auto_unmount",
+};
+
+/* Words of mount(8) and fstab that mean nothing to us. "rw" is mount(8)'s default. */
+static const char *const ignored_options[] = {
+    "rw",    "defaults", "auto",    "noauto", "user",     "nouser",     "users",
+    "owner", "group",    "_netdev", "nofail", "relatime", "norelatime", "strictatime",
+};
+
+/* ---- parsing ---- */
+
+static bool is_one_of(const char *name, const char *const *names, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        if (strcmp(name, names[i]) == 0)
+            return true;
+    return false;
+}
+
+static int add_kernel_option(struct qf_mount_options *options, const char *name,
+                             struct qf_err *err)
+{
+    size_t used = strlen(options->kernel);
+    int n = snprintf(options->kernel + used, sizeof options->kernel - used, "%s%s",
+                     used != 0 ? "," : "", name);
+    if (n < 0 || (size_t)n >= sizeof options->kernel - used)
+        return qf_err_set(err, -EINVAL, "too many mount options");
+    return 0;
+}
+
+static int parse_one(struct qf_mount_options *options, char *word, struct qf_err *err)
+{
+    char *value = strchr(word, '=');
+    if (value != NULL)
+        *value++ = '\0';
+    for (size_t i = 0; i < sizeof options_table / sizeof *options_table; i++) {
+        const struct option *option = &options_table[i];
+        if (strcmp(option->name, word) != 0)
+            continue;
+        if ((option->value != NULL) != (value != NULL))
+            return qf_err_set(err, -EINVAL, "option %s %s", word,
+                              value != NULL ? "takes no value" : "needs a value");
+        return option->set(options, value, err);
+    }
+    if (strncmp(word, "x-", 2) == 0 || strncmp(word, "comment", 7) == 0)
+        return 0;
+    if (value == NULL && is_one_of(word, ignored_options,
+                                   sizeof ignored_options / sizeof *ignored_options))
+        return 0;
+    if (value == NULL &&
+        is_one_of(word, kernel_options, sizeof kernel_options / sizeof *kernel_options))
+        return add_kernel_option(options, word, err);
+    return qf_err_set(err, -EINVAL, "unknown option '%s' (see quantfs mount --help)",
+                      word);
+}
+
+int qf_mount_options_parse(struct qf_mount_options *options, const char *list,
+                           struct qf_err *err)
+{
+    char *copy = strdup(list);
+    if (copy == NULL)
+        return -ENOMEM;
+    int rc = 0;
+    char *rest = copy;
+    while (rc == 0 && rest != NULL) {
+        char *word = strsep(&rest, ",");
+        if (word[0] != '\0')
+            rc = parse_one(options, word, err);
+    }
+    free(copy);
+    return rc;
+}
+
+void qf_mount_options_init(struct qf_mount_options *options)
+{
+    *options = (struct qf_mount_options){.attr_ttl_s = QF_ATTR_TTL_DEFAULT_S,
+                                         .read_ahead_kb = QF_READ_AHEAD_DEFAULT_KB};
+}
+
+void qf_mount_options_help(struct qf_buf *out)
+{
+    for (size_t i = 0; i < sizeof options_table / sizeof *options_table; i++) {
+        const struct option *option = &options_table[i];
+        char head[64];
+        snprintf(head, sizeof head, "%s%s%s", option->name,
+                 option->value != NULL ? "=" : "",
+                 option->value != NULL ? option->value : "");
+        qf_buf_appendf(out, "  %-22s %s\n", head, option->help);
+    }
+}

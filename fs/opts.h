@@ -1,0 +1,54 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Mount options: one table from which parsing and help come. */
+#ifndef QF_FS_OPTS_H
+#define QF_FS_OPTS_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "base/buf.h"
+#include "base/err.h"
+#include "view/names.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define QF_OPT_TEXT_SIZE 4096
+
+struct qf_mount_options {
+    struct qf_view views[QF_VIEWS_MAX];
+    size_t view_count;
+    char cache[QF_OPT_TEXT_SIZE];  /* directory; "": the default; "none": memory only */
+    uint64_t cache_size;           /* bytes; 0: the store's default */
+    uint64_t memory;               /* bytes; 0: the engine's default */
+    unsigned threads;              /* encoding threads; 0: one per processor */
+    char isa[16];                  /* "": the best */
+    unsigned attr_ttl_s;           /* how long the kernel may trust names and sizes */
+    unsigned read_ahead_kb;        /* of the mount, when we may set it */
+    char policy[QF_OPT_TEXT_SIZE]; /* file of overrides for all models; "": none */
+    bool allow_other;
+    bool debug;
+    char fsname[QF_OPT_TEXT_SIZE]; /* "": the store's path */
+    char kernel[QF_OPT_TEXT_SIZE]; /* options for the kernel's mount, comma-separated */
+};
+
+#define QF_ATTR_TTL_DEFAULT_S    60
+#define QF_READ_AHEAD_DEFAULT_KB 4096
+
+void qf_mount_options_init(struct qf_mount_options *options);
+/* One "-o" argument: "name,name=value,…". -EINVAL with a sentence that names the
+ * option. Options that belong to mount(8) and fstab (nofail, _netdev, x-…) are taken
+ * silently. */
+int qf_mount_options_parse(struct qf_mount_options *options, const char *list,
+                           struct qf_err *err) QF_MUST_CHECK;
+/* The help text: one line for each option. */
+void qf_mount_options_help(struct qf_buf *out);
+/* "4096", "512K", "64M", "2G", "1T" in bytes. -EINVAL, -ERANGE. */
+int qf_parse_size(const char *text, uint64_t *out) QF_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,46 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include "fs/status.h"
+
+#include <inttypes.h>
+#include <unistd.h>
+
+static void line(struct qf_buf *out, const char *key, uint64_t value)
+{
+    qf_buf_appendf(out, "%s=%" PRIu64 "\n", key, value);
+}
+
+void qf_status_text(const struct qf_tree_options *options, const qf_catalog *catalog,
+                    struct qf_buf *out)
+{
+    struct qf_engine_stats engine;
+    struct qf_store_stats store;
+    struct qf_catalog_stats models;
+    qf_engine_stats(options->engine, &engine);
+    qf_store_stats(options->store, &store);
+    qf_catalog_stats(catalog, &models);
+    qf_buf_appendf(out, "version=%s\npid=%d\nstore=%s\nviews=", QUANTFS_VERSION,
+                   (int)getpid(), qf_root_path(options->root));
+    for (size_t i = 0; i < options->view_count; i++)
+        qf_buf_appendf(out, "%s%s", i != 0 ? ":" : "", options->views[i].name);
+    qf_buf_append_str(out, "\n");
+    line(out, "models_loaded", models.models_loaded);
+    line(out, "header_bytes_read", models.header_bytes_read);
+    line(out, "chunks_encoded", engine.chunks_encoded);
+    line(out, "chunks_prefetched", engine.chunks_prefetched);
+    line(out, "seals", engine.seals);
+    line(out, "source_bytes_read", engine.source_bytes_read);
+    line(out, "cache_hits", engine.cache_hits);
+    line(out, "cache_misses", engine.cache_misses);
+    line(out, "bytes_served", engine.bytes_served);
+    line(out, "read_errors", engine.read_errors);
+    line(out, "memory_used", engine.memory_used);
+    line(out, "memory_peak", engine.memory_peak);
+    qf_buf_appendf(out, "cache=%s\n", options->store->ops->name);
+    line(out, "cache_entries", store.entries);
+    line(out, "cache_bytes", store.bytes);
+    line(out, "cache_bytes_limit", store.bytes_limit);
+    line(out, "cache_puts", store.puts);
+    line(out, "cache_puts_dropped", store.puts_dropped);
+    line(out, "cache_evictions", store.evictions);
+    line(out, "cache_damaged", store.damaged);
+}

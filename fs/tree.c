@@ -1,0 +1,364 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Everything is found out from the store when it is asked for; the kernel caches what
+ * we answer, and the catalog caches models. Nothing here is remembered between calls
+ * but which path an id stands for. */
+#include "fs/tree.h"
+
+#include <assert.h>
+#include <dirent.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "base/hash.h"
+#include "fs/tree_private.h"
+
+#define STATUS_NAME "status"
+
+/* NFS handles carry 32 bits of it; 0 means "unknown" to us. */
+static uint64_t generation_of(const void *data, size_t size)
+{
+    return (qf_hash64(data, size) & 0x7fffffff) | 1;
+}
+
+char *qf_path_join(const char *dir, const char *name)
+{
+    size_t dir_size = strlen(dir), name_size = strlen(name);
+    char *path = malloc(dir_size + name_size + 2);
+    if (path == NULL)
+        return NULL;
+    memcpy(path, dir, dir_size);
+    if (dir_size != 0)
+        path[dir_size++] = '/';
+    memcpy(path + dir_size, name, name_size + 1);
+    return path;
+}
+
+static char *path_parent(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return strndup(path, slash != NULL ? (size_t)(slash - path) : 0);
+}
+
+static const char *path_name(const char *path)
+{
+    const char *slash = strrchr(path, '/');
+    return slash != NULL ? slash + 1 : path;
+}
+
+const char *qf_tree_place_name(const qf_tree *tree, int view)
+{
+    if (view == QF_PLACE_ROOT)
+        return NULL;
+    return view == QF_PLACE_CONTROL ? QF_CONTROL_DIR : tree->options.views[view].name;
+}
+
+/* ---- what is at a place ---- */
+
+/* Attributes of the source, without what a read-only tree cannot have. */
+static void set_stat(struct qf_entry *entry, const struct stat *source, uint64_t id)
+{
+    entry->st = *source;
+    entry->st.st_ino = id;
+    entry->st.st_mode = source->st_mode & (S_IFMT | 0555);
+    entry->st.st_nlink = S_ISDIR(source->st_mode) ? 2 : 1;
+    entry->st.st_blksize = 4096;
+}
+
+static void set_size(struct qf_entry *entry, uint64_t size)
+{
+    entry->st.st_size = (off_t)size;
+    entry->st.st_blocks = (blkcnt_t)((size + 511) / 512);
+}
+
+static int resolve_control(qf_tree *tree, const struct qf_place *place, uint64_t id,
+                           struct qf_target *out)
+{
+    struct stat st;
+    int rc = qf_root_resolve(tree->options.root, "", NULL, &st);
+    if (rc != 0)
+        return rc;
+    bool status = strcmp(place->path, STATUS_NAME) == 0;
+    if (!status && place->path[0] != '\0')
+        return -ENOENT;
+    if (status)
+        st.st_mode = S_IFREG | 0444;
+    set_stat(&out->entry, &st, id);
+    set_size(&out->entry, 0);
+    return 0;
+}
+
+/* Only files of these names can be changed by a view. */
+static bool may_be_changed(const char *name)
+{
+    return strcmp(name, "config.json") == 0 || strstr(name, ".safetensors") != NULL;
+}
+
+static const struct qf_ident *source_ident(const struct qf_variant *variant,
+                                           const struct qf_variant_file *file)
+{
+    switch (file->kind) {
+    case QF_VARIANT_CONFIG:
+        return &variant->model->config_ident;
+    case QF_VARIANT_SHARD:
+        return &file->source->ident;
+    case QF_VARIANT_INDEX:
+        for (size_t i = 0; i < variant->model->set_count; i++)
+            if (variant->model->sets[i].index_name == file->name)
+                return &variant->model->sets[i].index_ident;
+    }
+    return NULL;
+}
+
+/* Finds the file in its directory's variant; a catalog that knows another version of it
+ * is made to look again. */
+static int find_in_variant(qf_tree *tree, const struct qf_place *place, bool fresh,
+                           struct qf_target *out)
+{
+    char *dir = path_parent(place->path);
+    if (dir == NULL)
+        return -ENOMEM;
+    int rc = 0;
+    for (int attempt = 0; attempt < 2; attempt++) {
+        const struct qf_variant *variant;
+        rc = qf_catalog_get(tree->catalog, dir, (size_t)place->view,
+                            fresh || attempt > 0, &out->snapshot, &variant);
+        if (rc != 0)
+            break;
+        const struct qf_variant_file *file =
+            qf_variant_find(variant, path_name(place->path));
+        const struct qf_ident *known =
+            file != NULL ? source_ident(variant, file) : NULL;
+        if (file == NULL || (known != NULL && qf_ident_eq(known, &out->source))) {
+            out->file = file;
+            break;
+        }
+        qf_snapshot_release(out->snapshot);
+        out->snapshot = NULL;
+        rc = -ESTALE;
+    }
+    if (out->file == NULL) {
+        qf_snapshot_release(out->snapshot);
+        out->snapshot = NULL;
+    }
+    free(dir);
+    return rc;
+}
+
+/* A view's contents are new when the source is, or what the plan makes of it. */
+static void set_changed(struct qf_target *out)
+{
+    const struct qf_variant_file *file = out->file;
+    struct {
+        struct qf_hash128 digest, header;
+        struct qf_ident source;
+    } what = {.digest = file->digest};
+    if (file->kind == QF_VARIANT_SHARD) {
+        what.header = file->source->header->header_hash;
+        what.source = out->source;
+    }
+    set_size(&out->entry, file->size);
+    out->entry.generation = generation_of(&what, sizeof what);
+}
+
+static int resolve_store(qf_tree *tree, const struct qf_place *place, bool fresh,
+                         uint64_t id, struct qf_target *out)
+{
+    struct stat st;
+    int rc = qf_root_resolve(tree->options.root, place->path, &out->real, &st);
+    if (rc != 0)
+        return rc;
+    if (S_ISDIR(st.st_mode)) {
+        rc = qf_tree_check_loop(tree, place->path, out->real);
+        set_stat(&out->entry, &st, id);
+        return rc;
+    }
+    if (!S_ISREG(st.st_mode))
+        return -ENOENT;
+    set_stat(&out->entry, &st, id);
+    out->source = qf_ident_of(&st);
+    if (may_be_changed(path_name(place->path)))
+        rc = find_in_variant(tree, place, fresh, out);
+    if (out->file != NULL)
+        set_changed(out);
+    else
+        out->entry.generation = generation_of(&out->source, sizeof out->source);
+    return rc;
+}
+
+int qf_tree_resolve(qf_tree *tree, const struct qf_place *place, bool fresh,
+                    struct qf_target *out)
+{
+    *out = (struct qf_target){.entry.generation = 1};
+    uint64_t id = qf_node_id(qf_tree_place_name(tree, place->view), place->path);
+    int rc;
+    if (place->view == QF_PLACE_CONTROL) {
+        rc = resolve_control(tree, place, id, out);
+    } else if (place->view == QF_PLACE_ROOT) {
+        struct stat st;
+        rc = qf_root_resolve(tree->options.root, "", NULL, &st);
+        if (rc == 0)
+            set_stat(&out->entry, &st, QF_NODE_ROOT);
+    } else {
+        rc = resolve_store(tree, place, fresh, id, out);
+    }
+    if (rc != 0)
+        qf_target_fini(out);
+    return rc;
+}
+
+void qf_target_fini(struct qf_target *target)
+{
+    free(target->real);
+    qf_snapshot_release(target->snapshot);
+    target->real = NULL;
+    target->snapshot = NULL;
+    target->file = NULL;
+}
+
+/* ---- ids ---- */
+
+int qf_tree_place(qf_tree *tree, uint64_t id, struct qf_place *place,
+                  uint64_t *generation)
+{
+    *generation = 0;
+    if (id == QF_NODE_ROOT) {
+        *place = (struct qf_place){.view = QF_PLACE_ROOT, .path = strdup("")};
+        return place->path != NULL ? 0 : -ENOMEM;
+    }
+    int rc = qf_node_find(&tree->nodes, id, place, generation);
+    if (rc != -ENOENT)
+        return rc;
+    /* A handle from before a restart: the id alone must lead to the path. */
+    pthread_mutex_lock(&tree->search_lock);
+    rc = qf_tree_search(tree, id, place);
+    pthread_mutex_unlock(&tree->search_lock);
+    return rc == -ENOENT ? -ESTALE : rc;
+}
+
+static int view_of_name(const qf_tree *tree, const char *name)
+{
+    for (size_t i = 0; i < tree->options.view_count; i++)
+        if (strcmp(tree->options.views[i].name, name) == 0)
+            return (int)i;
+    return strcmp(name, QF_CONTROL_DIR) == 0 ? QF_PLACE_CONTROL : QF_PLACE_ROOT;
+}
+
+/* The place of `name` in the directory at `parent`. */
+static int child_place(const qf_tree *tree, const struct qf_place *parent,
+                       const char *name, struct qf_place *out)
+{
+    *out = (struct qf_place){.view = parent->view};
+    if (strcmp(name, ".") == 0) {
+        out->path = strdup(parent->path);
+    } else if (strcmp(name, "..") == 0) {
+        if (parent->path[0] == '\0')
+            out->view = QF_PLACE_ROOT;
+        out->path = path_parent(parent->path);
+    } else if (parent->view == QF_PLACE_ROOT) {
+        out->view = view_of_name(tree, name);
+        if (out->view == QF_PLACE_ROOT)
+            return -ENOENT;
+        out->path = strdup("");
+    } else {
+        out->path = qf_path_join(parent->path, name);
+    }
+    return out->path != NULL ? 0 : -ENOMEM;
+}
+
+int qf_tree_lookup(qf_tree *tree, uint64_t parent, const char *name,
+                   struct qf_entry *out)
+{
+    struct qf_place dir, place = {0};
+    uint64_t generation;
+    int rc = qf_tree_place(tree, parent, &dir, &generation);
+    if (rc != 0)
+        return rc;
+    struct qf_target target = {0};
+    rc = child_place(tree, &dir, name, &place);
+    if (rc == 0)
+        rc = qf_tree_resolve(tree, &place, false, &target);
+    if (rc == 0) {
+        *out = target.entry;
+        if (out->st.st_ino != QF_NODE_ROOT)
+            rc = qf_node_remember(&tree->nodes, out->st.st_ino, place.view, place.path,
+                                  out->generation);
+        qf_target_fini(&target);
+    }
+    free(dir.path);
+    free(place.path);
+    return rc;
+}
+
+void qf_tree_forget(qf_tree *tree, uint64_t id, uint64_t count)
+{
+    qf_node_forget(&tree->nodes, id, count);
+}
+
+int qf_tree_getattr(qf_tree *tree, uint64_t id, struct qf_entry *out)
+{
+    struct qf_place place;
+    uint64_t generation;
+    int rc = qf_tree_place(tree, id, &place, &generation);
+    if (rc != 0)
+        return rc;
+    struct qf_target target;
+    rc = qf_tree_resolve(tree, &place, false, &target);
+    if (rc == 0) {
+        *out = target.entry;
+        if (generation != 0 && generation != out->generation)
+            rc = -ESTALE;
+        qf_target_fini(&target);
+    }
+    free(place.path);
+    return rc == -ENOENT ? -ESTALE : rc;
+}
+
+/* ---- the tree ---- */
+
+int qf_tree_statfs(qf_tree *tree, struct statvfs *out)
+{
+    /* By descriptor: the store's path may lead through the mount itself. */
+    int fd = qf_root_opendir(tree->options.root, "");
+    if (fd < 0)
+        return fd;
+    int rc = fstatvfs(fd, out) != 0 ? -errno : 0;
+    close(fd);
+    if (rc != 0)
+        return rc;
+    /* Nothing can be written here, whatever room the source has. */
+    out->f_bfree = out->f_bavail = 0;
+    out->f_ffree = out->f_favail = 0;
+    return 0;
+}
+
+int qf_tree_new(const struct qf_tree_options *options, qf_tree **out)
+{
+    assert(options->view_count <= QF_VIEWS_MAX);
+    qf_tree *tree = calloc(1, sizeof *tree);
+    if (tree == NULL)
+        return -ENOMEM;
+    tree->options = *options;
+    int rc = qf_node_table_init(&tree->nodes);
+    if (rc == 0)
+        rc = qf_catalog_new(options->root, options->views, options->view_count,
+                            QF_CATALOG_MEMORY, &tree->catalog);
+    if (rc != 0) {
+        qf_node_table_fini(&tree->nodes);
+        free(tree);
+        return rc;
+    }
+    pthread_mutex_init(&tree->search_lock, NULL);
+    *out = tree;
+    return 0;
+}
+
+void qf_tree_free(qf_tree *tree)
+{
+    if (tree == NULL)
+        return;
+    qf_catalog_free(tree->catalog);
+    qf_node_table_fini(&tree->nodes);
+    pthread_mutex_destroy(&tree->search_lock);
+    free(tree);
+}

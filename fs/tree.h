@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The tree that a mount shows: views on top, below each the store's directories, in
+ * them files that pass through and files that a view changes. Knows nothing of FUSE.
+ * All calls are thread-safe and take node ids (fs/node.h). */
+#ifndef QF_FS_TREE_H
+#define QF_FS_TREE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/stat.h>
+#include <sys/statvfs.h>
+
+#include "base/err.h"
+#include "engine/engine.h"
+#include "fs/catalog.h"
+#include "fs/node.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct qf_tree qf_tree;
+typedef struct qf_dir qf_dir;
+
+struct qf_tree_options {
+    const qf_root *root;         /* borrowed */
+    const struct qf_view *views; /* borrowed */
+    size_t view_count;
+    qf_engine *engine; /* borrowed */
+    qf_store *store;   /* borrowed; for the status file */
+};
+
+#define QF_CONTROL_DIR ".quantfs"
+/* Models that nobody uses may keep this much memory. */
+#define QF_CATALOG_MEMORY (UINT64_C(64) << 20)
+
+/* st_ino is the node id; the generation changes when the contents do. */
+struct qf_entry {
+    struct stat st;
+    uint64_t generation;
+};
+
+int qf_tree_new(const struct qf_tree_options *options, qf_tree **out) QF_MUST_CHECK;
+/* NULL is allowed. */
+void qf_tree_free(qf_tree *tree);
+
+/* The entry `name` of a directory, "." and ".." included; counts one reference of the
+ * kernel's, which qf_tree_forget gives back. -ENOENT, -EXDEV (a link that leaves the
+ * store), -ELOOP, … */
+int qf_tree_lookup(qf_tree *tree, uint64_t parent, const char *name,
+                   struct qf_entry *out) QF_MUST_CHECK;
+void qf_tree_forget(qf_tree *tree, uint64_t id, uint64_t count);
+/* -ESTALE when the contents are no longer those of the generation told last. */
+int qf_tree_getattr(qf_tree *tree, uint64_t id, struct qf_entry *out) QF_MUST_CHECK;
+
+/* A listing as it was when it was opened: "." and ".." first. */
+int qf_tree_opendir(qf_tree *tree, uint64_t id, qf_dir **out) QF_MUST_CHECK;
+size_t qf_dir_count(const qf_dir *dir);
+/* The name of entry `index`, its id, and its type (DT_DIR or DT_REG). Borrowed. */
+const char *qf_dir_entry(const qf_dir *dir, size_t index, uint64_t *id, unsigned *type);
+void qf_dir_close(qf_dir *dir);
+
+int qf_tree_statfs(qf_tree *tree, struct statvfs *out) QF_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What fs/tree.c shares with fs/file.c and fs/listing.c. */
+#ifndef QF_FS_TREE_PRIVATE_H
+#define QF_FS_TREE_PRIVATE_H
+
+#include <stdatomic.h>
+
+#include "fs/tree.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+struct qf_tree {
+    struct qf_tree_options options;
+    qf_catalog *catalog;
+    struct qf_node_table nodes;
+    pthread_mutex_t search_lock; /* one search for an unknown id at a time */
+};
+
+/* What a place is. */
+struct qf_target {
+    struct qf_entry entry;
+    struct qf_ident source; /* of the file in the store, when it was resolved */
+    char *real; /* path without links, for what comes from the store; owned */
+    qf_snapshot *snapshot;              /* held when file is not NULL */
+    const struct qf_variant_file *file; /* not NULL: a file that the view changes */
+};
+
+/* Finds out what is at a place, as the store is now. `fresh`: does not trust what the
+ * catalog has checked a moment ago. */
+int qf_tree_resolve(qf_tree *tree, const struct qf_place *place, bool fresh,
+                    struct qf_target *out) QF_MUST_CHECK;
+void qf_target_fini(struct qf_target *target);
+
+/* The place of an id, also of one the kernel was never told by this process.
+ * *generation is 0 for such. */
+int qf_tree_place(qf_tree *tree, uint64_t id, struct qf_place *place,
+                  uint64_t *generation) QF_MUST_CHECK;
+const char *qf_tree_place_name(const qf_tree *tree, int view);
+/* dir + "/" + name (or name alone), owned. */
+char *qf_path_join(const char *dir, const char *name);
+
+/* The entries of a directory of the store that the mount shows. Calls `each` with name
+ * and type (DT_DIR or DT_REG) until it returns non-zero, which is then returned. */
+int qf_tree_list(const qf_tree *tree, const char *path,
+                 int (*each)(void *arg, const char *name, unsigned type),
+                 void *arg) QF_MUST_CHECK;
+/* The path whose id in one of the views is `id`, by walking the store. */
+int qf_tree_search(qf_tree *tree, uint64_t id, struct qf_place *place) QF_MUST_CHECK;
+
+/* -ELOOP when a directory reached through links is one of its own ancestors. */
+int qf_tree_check_loop(const qf_tree *tree, const char *path, const char *real);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

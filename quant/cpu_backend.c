@@ -1,0 +1,395 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Encodes chunks with the CPU kernels. A chunk is worked off in pieces that fit a
+ * processor's second-level cache: read a piece of the source, cast it to the model
+ * dtype if it is stored in another, run the kernel, whose results go straight into the
+ * record.
+ *
+ * int8 needs a row's absmax before its first code: pieces are whole rows, and a row
+ * that is larger than a piece is read twice. Transposed weights are read in stripes
+ * (the part of each stored row that the chunk needs) and turned over into a window of
+ * at most a chunk's usual size; pieces are then taken from the window.
+ *
+ * Buffers belong to the backend and are lent to one encode call at a time, so that no
+ * thread-local memory outlives its backend. */
+#include <assert.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "base/limits.h"
+#include "quant/backend.h"
+#include "quant/kernels.h"
+
+#define BUFFER_ALIGN 64
+/* Stored rows of a transposed weight that are turned over together. */
+#define STRIPES 32u
+
+/* What one encode call works in. */
+struct buffers {
+    struct buffers *next;
+    char *piece;  /* QF_PIECE_SIZE: source bytes; stripes of a transposed weight */
+    char *cast;   /* QF_PIECE_SIZE: the piece in the model dtype */
+    char *window; /* QF_CHUNK_ELEMS elements; NULL until a transposed weight comes */
+};
+
+struct cpu_backend {
+    qf_backend base;
+    const struct qf_kernels *kernels;
+    pthread_mutex_t lock;
+    struct buffers *idle;
+};
+
+/* One job on its way. */
+struct work {
+    const struct qf_kernels *kernels;
+    const struct qf_plan *plan;
+    const struct qf_source *source;
+    struct buffers *buffers;
+    size_t src_width; /* bytes of an element in the source */
+    size_t piece_max; /* elements of a piece */
+    uint64_t first;   /* elements of the chunk, in row-major [rows, cols] order */
+    uint64_t end;
+    uint64_t window_first; /* elements in buffers->window */
+    uint64_t window_count;
+};
+
+static void buffers_free(struct buffers *b)
+{
+    if (b == NULL)
+        return;
+    free(b->piece);
+    free(b->cast);
+    free(b->window);
+    free(b);
+}
+
+static struct buffers *buffers_new(void)
+{
+    struct buffers *b = calloc(1, sizeof *b);
+    if (b == NULL)
+        return NULL;
+    b->piece = aligned_alloc(BUFFER_ALIGN, QF_PIECE_SIZE);
+    b->cast = aligned_alloc(BUFFER_ALIGN, QF_PIECE_SIZE);
+    if (b->piece == NULL || b->cast == NULL) {
+        buffers_free(b);
+        return NULL;
+    }
+    return b;
+}
+
+static struct buffers *buffers_take(struct cpu_backend *cpu)
+{
+    pthread_mutex_lock(&cpu->lock);
+    struct buffers *b = cpu->idle;
+    if (b != NULL)
+        cpu->idle = b->next;
+    pthread_mutex_unlock(&cpu->lock);
+    return b != NULL ? b : buffers_new();
+}
+
+static void buffers_give(struct cpu_backend *cpu, struct buffers *b)
+{
+    pthread_mutex_lock(&cpu->lock);
+    b->next = cpu->idle;
+    cpu->idle = b;
+    pthread_mutex_unlock(&cpu->lock);
+}
+
+/* ---- reading ---- */
+
+static int read_elems(const struct work *w, void *buf, uint64_t first, uint64_t count)
+{
+    return w->source->read(w->source->ctx, buf, (size_t)(count * w->src_width),
+                           first * w->src_width);
+}
+
+/* window[(r, c)] = stripe[(c, r)] for the elements of the window that lie in the stored
+ * rows (= columns) [col, col + cols) and in rows [row, row + rows). stride: elements
+ * from one stored row to the next. */
+static inline void turn_over(size_t width, const struct work *w, const char *stripes,
+                             size_t stride, uint64_t row, uint64_t rows, uint64_t col,
+                             uint64_t cols)
+{
+    for (uint64_t r = 0; r < rows; r++) {
+        uint64_t index = (row + r) * w->plan->cols + col;
+        for (uint64_t c = 0; c < cols; c++, index++) {
+            if (index < w->window_first || index - w->window_first >= w->window_count)
+                continue;
+            memcpy(w->buffers->window + (index - w->window_first) * width,
+                   stripes + (c * stride + r) * width, width);
+        }
+    }
+}
+
+/* Fills the window with `count` elements from `first` on. A stored row has plan->rows
+ * elements, of which the window needs [row, row + rows). */
+static int load_window(struct work *w, uint64_t first, uint64_t count)
+{
+    uint64_t stored = w->plan->rows;
+    uint64_t cols = w->plan->cols;
+    uint64_t row = first / cols;
+    uint64_t rows = (first + count - 1) / cols - row + 1;
+    /* One read of neighbouring stored rows where most of it is needed. */
+    bool whole = rows > stored / 2 && stored <= w->piece_max;
+    if (whole) {
+        row = 0;
+        rows = stored;
+    }
+    uint64_t row_part = rows < w->piece_max ? rows : w->piece_max;
+    uint64_t group = w->piece_max / row_part;
+    if (group > STRIPES)
+        group = STRIPES;
+    w->window_first = first;
+    w->window_count = count;
+    for (uint64_t r = row; r < row + rows; r += row_part) {
+        uint64_t part = row + rows - r < row_part ? row + rows - r : row_part;
+        for (uint64_t col = 0; col < cols; col += group) {
+            uint64_t n = cols - col < group ? cols - col : group;
+            char *buf = w->buffers->piece;
+            int rc = 0;
+            if (whole)
+                rc = read_elems(w, buf, col * stored, n * stored);
+            for (uint64_t c = 0; c < n && !whole && rc == 0; c++)
+                rc = read_elems(w, buf + c * part * w->src_width,
+                                (col + c) * stored + r, part);
+            if (rc != 0)
+                return rc;
+            if (w->src_width == 4)
+                turn_over(4, w, buf, part, r, part, col, n);
+            else
+                turn_over(2, w, buf, part, r, part, col, n);
+        }
+    }
+    return 0;
+}
+
+/* Makes *out point to `count` elements (at most piece_max) of the weight in the model
+ * dtype. */
+static int fetch(struct work *w, uint64_t first, uint64_t count, const void **out)
+{
+    const char *src = w->buffers->piece;
+    int rc = 0;
+    if (w->plan->transposed) {
+        if (first < w->window_first ||
+            first + count > w->window_first + w->window_count) {
+            uint64_t left = w->end - first;
+            rc = load_window(w, first, left < QF_CHUNK_ELEMS ? left : QF_CHUNK_ELEMS);
+        }
+        src = w->buffers->window + (first - w->window_first) * w->src_width;
+    } else {
+        rc = read_elems(w, w->buffers->piece, first, count);
+    }
+    if (rc != 0)
+        return rc;
+    enum qf_dtype dtype = w->plan->spec.dtype;
+    if (dtype != w->plan->src_dtype) {
+        w->kernels->cast[w->plan->src_dtype][dtype](src, (size_t)count,
+                                                    w->buffers->cast);
+        src = w->buffers->cast;
+    }
+    *out = src;
+    return 0;
+}
+
+/* ---- codecs ---- */
+
+static void *slice_of(const struct qf_job *job, enum qf_part_role role)
+{
+    size_t off;
+    size_t size;
+    const struct qf_part *part = qf_plan_part(job->plan, role);
+    qf_plan_chunk_slice(job->plan, job->chunk, (uint32_t)(part - job->plan->parts),
+                        &off, &size);
+    return (char *)job->record + off;
+}
+
+static int encode_4bit(struct work *w, const struct qf_job *job)
+{
+    const struct qf_codec_spec *spec = &w->plan->spec;
+    qf_kernel_4bit *kernel = spec->codec == QF_CODEC_FP4 ? w->kernels->fp4[spec->dtype]
+                                                         : w->kernels->nf4[spec->dtype];
+    uint8_t *packed = slice_of(job, QF_PART_CODES);
+    float *absmax = slice_of(job, spec->codec == QF_CODEC_DQ ? QF_PART_BLOCK_ABSMAX
+                                                             : QF_PART_ABSMAX);
+    size_t piece = w->piece_max / spec->blocksize * spec->blocksize;
+    for (uint64_t at = w->first; at < w->end; at += piece) {
+        size_t count = w->end - at < piece ? (size_t)(w->end - at) : piece;
+        const void *src;
+        int rc = fetch(w, at, count, &src);
+        if (rc != 0)
+            return rc;
+        kernel(src, count, spec->blocksize, packed, absmax);
+        packed += piece / 2;
+        absmax += piece / spec->blocksize;
+    }
+    return 0;
+}
+
+/* A row that is larger than a piece: once for the absmax, once for the codes. */
+static int encode_int8_row(struct work *w, uint64_t first, int8_t *codes, float *scb)
+{
+    enum qf_dtype dtype = w->plan->spec.dtype;
+    uint64_t cols = w->plan->cols;
+    *scb = 0;
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint64_t at = 0; at < cols; at += w->piece_max) {
+            size_t count =
+                cols - at < w->piece_max ? (size_t)(cols - at) : w->piece_max;
+            const void *src;
+            int rc = fetch(w, first + at, count, &src);
+            if (rc != 0)
+                return rc;
+            if (pass == 0)
+                w->kernels->row_absmax[dtype](src, count, scb);
+            else
+                w->kernels->int8[dtype](src, count, *scb, codes + at);
+        }
+    }
+    return 0;
+}
+
+static int encode_int8(struct work *w, const struct qf_job *job)
+{
+    enum qf_dtype dtype = w->plan->spec.dtype;
+    size_t cols = (size_t)w->plan->cols;
+    int8_t *codes = slice_of(job, QF_PART_CODES);
+    float *scb = slice_of(job, QF_PART_SCB);
+    uint64_t rows = (w->end - w->first) / cols;
+    uint64_t piece_rows = w->piece_max / cols;
+    for (uint64_t row = 0; row < rows;) {
+        uint64_t first = w->first + row * cols;
+        int rc;
+        if (piece_rows == 0) {
+            rc = encode_int8_row(w, first, codes + row * cols, &scb[row]);
+            if (rc != 0)
+                return rc;
+            row++;
+            continue;
+        }
+        uint64_t n = rows - row < piece_rows ? rows - row : piece_rows;
+        const void *piece;
+        rc = fetch(w, first, n * cols, &piece);
+        if (rc != 0)
+            return rc;
+        const char *src = piece;
+        for (; n != 0; n--, row++, src += cols * qf_dtype_size(dtype)) {
+            scb[row] = 0;
+            w->kernels->row_absmax[dtype](src, cols, &scb[row]);
+            w->kernels->int8[dtype](src, cols, scb[row], codes + row * cols);
+        }
+    }
+    return 0;
+}
+
+/* The bytes between the slices of a record are zero. */
+static void clear_gaps(const struct qf_job *job)
+{
+    size_t end = 0;
+    for (uint32_t i = 0; i < job->plan->part_count; i++) {
+        if (job->plan->parts[i].stage != QF_STAGE_CHUNK)
+            continue;
+        size_t off;
+        size_t size;
+        qf_plan_chunk_slice(job->plan, job->chunk, i, &off, &size);
+        memset((char *)job->record + end, 0, off - end);
+        end = off + size;
+    }
+}
+
+static int encode_job(const struct cpu_backend *cpu, struct buffers *buffers,
+                      const struct qf_job *job)
+{
+    const struct qf_plan *plan = job->plan;
+    size_t src_width = qf_dtype_size(plan->src_dtype);
+    size_t width = qf_dtype_size(plan->spec.dtype);
+    struct work w = {
+        .kernels = cpu->kernels,
+        .plan = plan,
+        .source = &job->source,
+        .buffers = buffers,
+        .src_width = src_width,
+        .piece_max = QF_PIECE_SIZE / (src_width > width ? src_width : width),
+    };
+    uint64_t count;
+    qf_plan_chunk_elems(plan, job->chunk, &w.first, &count);
+    w.end = w.first + count;
+    if (plan->transposed && buffers->window == NULL) {
+        buffers->window = aligned_alloc(BUFFER_ALIGN, QF_CHUNK_ELEMS * sizeof(float));
+        if (buffers->window == NULL)
+            return -ENOMEM;
+    }
+    clear_gaps(job);
+    return plan->spec.codec == QF_CODEC_INT8 ? encode_int8(&w, job)
+                                             : encode_4bit(&w, job);
+}
+
+static void cpu_encode(qf_backend *backend, struct qf_job *jobs, size_t count)
+{
+    struct cpu_backend *cpu = (struct cpu_backend *)(void *)backend;
+    struct buffers *buffers = buffers_take(cpu);
+    for (size_t i = 0; i < count; i++)
+        jobs[i].rc = buffers != NULL ? encode_job(cpu, buffers, &jobs[i]) : -ENOMEM;
+    if (buffers != NULL)
+        buffers_give(cpu, buffers);
+}
+
+static void cpu_close(qf_backend *backend)
+{
+    struct cpu_backend *cpu = (struct cpu_backend *)(void *)backend;
+    while (cpu->idle != NULL) {
+        struct buffers *next = cpu->idle->next;
+        buffers_free(cpu->idle);
+        cpu->idle = next;
+    }
+    pthread_mutex_destroy(&cpu->lock);
+    free(cpu);
+}
+
+static const struct qf_backend_ops cpu_ops[QF_ISA_COUNT] = {
+    [QF_ISA_SCALAR] = {.name = "scalar", .encode = cpu_encode, .close = cpu_close},
+    [QF_ISA_AVX2] = {.name = "avx2", .encode = cpu_encode, .close = cpu_close},
+    [QF_ISA_AVX512] = {.name = "avx512", .encode = cpu_encode, .close = cpu_close},
+};
+
+static int find_isa(const char *name, enum qf_isa *out, struct qf_err *err)
+{
+    for (int i = 0; i < QF_ISA_COUNT; i++) {
+        if (strcmp(name, qf_isa_name((enum qf_isa)i)) != 0)
+            continue;
+        *out = (enum qf_isa)i;
+        if (*out > qf_isa_detect())
+            return qf_err_set(err, -ENOTSUP,
+                              "this processor has no %s kernels (its best are %s)",
+                              name, qf_isa_name(qf_isa_detect()));
+        return 0;
+    }
+    return qf_err_set(err, -EINVAL,
+                      "unknown instruction set '%s': scalar, avx2 or avx512", name);
+}
+
+int qf_cpu_backend_open(const char *isa, qf_backend **out, struct qf_err *err)
+{
+    const char *name = isa != NULL ? isa : qf_kernels_best()->name;
+    enum qf_isa level = QF_ISA_SCALAR;
+    int rc = find_isa(name, &level, err);
+    if (rc != 0)
+        return rc;
+    struct cpu_backend *cpu = calloc(1, sizeof *cpu);
+    if (cpu == NULL)
+        return qf_err_set(err, -ENOMEM, "out of memory");
+    rc = pthread_mutex_init(&cpu->lock, NULL);
+    if (rc != 0) {
+        free(cpu);
+        return qf_err_set(err, -rc, "cannot make a lock");
+    }
+    cpu->base.ops = &cpu_ops[level];
+    cpu->kernels = qf_kernels_for(level);
+    *out = &cpu->base;
+    return 0;
+}
+
+void qf_backend_close(qf_backend *backend)
+{
+    if (backend != NULL)
+        backend->ops->close(backend);
+}

@@ -1,0 +1,255 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""Promises 2 and 3: the bytes of a view do not depend on who reads them, how, when, or
+how often the server was restarted; and they are never wrong."""
+import errno
+import mmap
+import os
+import random
+import subprocess
+import sys
+import threading
+import time
+
+import qfmount
+import qfstore as S
+
+VIEWS = ["dq", "fp4", "int8", "nf4"]
+# Large enough for several chunks (2^20 elements) a tensor, and for tails of them.
+HIDDEN, INTER = 1032, 2056
+
+
+def make_store(path):
+    S.write_llama(f"{path}/big", hidden=HIDDEN, inter=INTER, vocab=16, shards=2)
+    S.write_llama(f"{path}/cast", hidden=200, inter=330, stored="F32", layers=2)
+    S.write_gpt2(f"{path}/gpt2", hidden=96, layers=2)
+
+
+def shards(root):
+    return [f for f in S.files_below(root) if f.endswith(".safetensors")]
+
+
+class Read(qfmount.StoreCase):
+    def setUp(self):
+        super().setUp()
+        make_store(self.store)
+        self.cache = os.path.join(self.dir, "cache")
+
+    def reference(self):
+        """Every shard of every view, read from front to back."""
+        with qfmount.Mount(self.store, cache="none") as m:
+            return {f"{v}/{f}": S.read_file(m.path(v, f))
+                    for v in VIEWS for f in shards(m.path(v))}
+
+    def test_random_reads_equal_sequential_ones(self):
+        want = self.reference()
+        rng = random.Random(7)
+        with qfmount.Mount(self.store, cache="none") as m:
+            for name, data in want.items():
+                fd = os.open(m.path(name), os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+                for _ in range(40):
+                    off = rng.randrange(len(data) + 10)
+                    size = rng.choice((1, 7, 4096, 70001, 300000))
+                    self.assertEqual(os.pread(fd, size, off), data[off:off + size],
+                                     f"{name} {off}+{size}")
+                self.assertEqual(os.pread(fd, 10, len(data)), b"")
+                self.assertEqual(os.pread(fd, 10, len(data) + 12345), b"")
+                os.close(fd)
+
+    def test_mmap(self):
+        want = self.reference()
+        with qfmount.Mount(self.store) as m:
+            for name, data in want.items():
+                with open(m.path(name), "rb") as f:
+                    for flags in (mmap.MAP_SHARED, mmap.MAP_PRIVATE):
+                        with mmap.mmap(f.fileno(), 0, flags, mmap.PROT_READ) as view:
+                            # Backwards, so that faults come in no helpful order.
+                            for off in range(len(data) // 4096 * 4096, -1, -4096 * 7):
+                                self.assertEqual(view[off:off + 100],
+                                                 data[off:off + 100])
+                            self.assertTrue(view[:] == data, name)
+
+    def test_parallel_readers(self):
+        """Many threads over the same cold chunks: one encoding each, equal bytes."""
+        want = self.reference()
+        with qfmount.Mount(self.store) as m:
+            wrong = []
+
+            def read(seed):
+                names = list(want)
+                random.Random(seed).shuffle(names)
+                for name in names:
+                    data = want[name]
+                    with open(m.path(name), "rb", buffering=0) as f:
+                        f.seek(seed * 4096 % len(data))
+                        begin = f.tell()
+                        got = f.read(len(data))
+                        while got and begin + len(got) < len(data):
+                            more = f.read(len(data))
+                            if not more:
+                                break
+                            got += more
+                        if got != data[begin:]:
+                            wrong.append(f"{name} from {begin}")
+
+            threads = [threading.Thread(target=read, args=(i,)) for i in range(12)]
+            for t in threads:
+                t.start()
+            for t in threads:
+                t.join()
+            self.assertEqual(wrong, [])
+            status = m.status()
+            fresh = status["chunks_encoded"]
+        with qfmount.Mount(self.store) as m:
+            for name in want:
+                S.read_file(m.path(name))
+            alone = m.status()["chunks_encoded"]
+        print(f"chunks encoded: {fresh} by 12 readers, {alone} by one")
+        self.assertEqual(fresh, alone)
+
+    def test_options_do_not_change_bytes(self):
+        want = self.reference()
+        for options in ({"isa": "scalar"}, {"threads": 1}, {"threads": 7},
+                        {"cache_size": "16M"}):
+            cache = "none" if "cache_size" not in options else None
+            with qfmount.Mount(self.store, cache=cache, **options) as m:
+                for name, data in want.items():
+                    self.assertTrue(S.read_file(m.path(name)) == data,
+                                    f"{name} with {options}")
+
+    def test_remount_encodes_nothing(self):
+        with qfmount.Mount(self.store, cache=self.cache) as m:
+            first = S.digest_tree(m.mnt)
+            self.assertGreater(m.status()["chunks_encoded"], 0)
+        with qfmount.Mount(self.store, cache=self.cache) as m:
+            self.assertEqual(S.digest_tree(m.mnt), first)
+            status = m.status()
+            self.assertEqual(status["chunks_encoded"], 0)
+            self.assertGreater(status["cache_hits"], 0)
+
+    def test_killed_server(self):
+        """kill -9 in the middle of a read; then the cache is good, or empty, never wrong."""
+        want = self.reference()
+        name = max(want, key=lambda n: len(want[n]))
+        for delay in (0.0, 0.05, 0.3):
+            m = qfmount.Mount(self.store, cache=self.cache).__enter__()
+            try:
+                reader = subprocess.Popen(["cat", m.path(name)], stdout=subprocess.DEVNULL,
+                                          stderr=subprocess.DEVNULL)
+                time.sleep(delay)
+                m.kill()
+                reader.wait(60)
+                self.assertFalse(qfmount.mounted(m.mnt))
+            finally:
+                m.close()
+        with qfmount.Mount(self.store, cache=self.cache) as m:
+            for name, data in want.items():
+                self.assertTrue(S.read_file(m.path(name)) == data, name)
+
+    def test_dead_mountpoint_can_be_unmounted(self):
+        m = qfmount.Mount(self.store).__enter__()
+        try:
+            m.process.kill()
+            m.process.wait()
+            self.assertErrno([errno.ENOTCONN], os.listdir, m.mnt)
+            rc, _, err = qfmount.run("umount", m.mnt)
+            self.assertEqual((rc, err), (0, ""))
+            self.assertFalse(qfmount.mounted(m.mnt))
+        finally:
+            m.close()
+
+
+class Change(qfmount.StoreCase):
+    """The source changes under the mount."""
+
+    def setUp(self):
+        super().setUp()
+        self.model = S.write_llama(f"{self.store}/model", hidden=1032, inter=2056,
+                                   vocab=16)
+        self.other = S.write_llama(f"{self.dir}/other/model", hidden=1032, inter=2056,
+                                   vocab=16, seed="other")
+        self.file = f"{self.model}/model.safetensors"
+
+    def fresh(self, store):
+        with qfmount.Mount(store, cache="none", views="nf4") as m:
+            return S.read_file(m.path("nf4/model/model.safetensors"))
+
+    def wait_for(self, path, want, seconds=20):
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                if S.read_file(path) == want:
+                    return True
+            except OSError:
+                pass
+            time.sleep(0.1)
+        return False
+
+    def check(self, change):
+        old, new = self.fresh(self.store), self.fresh(os.path.dirname(self.other))
+        self.assertEqual(len(old), len(new))
+        self.assertNotEqual(old, new)
+        with qfmount.Mount(self.store, views="nf4", attr_ttl=1) as m:
+            path = m.path("nf4/model/model.safetensors")
+            fd = os.open(path, os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            head = os.pread(fd, 65536, 0)
+            self.assertEqual(head, old[:65536])
+            change()
+            errors = 0
+            for off in range(65536, len(old), 65536):
+                try:
+                    got = os.pread(fd, 65536, off)
+                except OSError as e:
+                    self.assertIn(e.errno, (errno.ESTALE, errno.EIO))
+                    errors += 1
+                else:
+                    # Never a mix: what the old handle gives is of the old version.
+                    self.assertTrue(got == old[off:off + 65536], f"other bytes at {off}")
+            os.close(fd)
+            print(f"{errors} of {len(range(65536, len(old), 65536))} reads refused")
+            self.assertTrue(self.wait_for(path, new), "a new open shows no new file")
+        return errors
+
+    def test_replaced(self):
+        def change():
+            os.rename(f"{self.other}/model.safetensors", self.file)
+        S.write(f"{self.dir}/keep", S.read_file(f"{self.other}/model.safetensors"))
+        self.check(change)
+
+    def test_written_in_place(self):
+        def change():
+            with open(self.file, "r+b") as f:
+                f.write(S.read_file(f"{self.other}/model.safetensors"))
+        self.assertGreater(self.check(change), 0)
+
+    def test_truncated(self):
+        old = self.fresh(self.store)
+        with qfmount.Mount(self.store, views="nf4") as m:
+            fd = os.open(m.path("nf4/model/model.safetensors"), os.O_RDONLY)
+            os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+            os.pread(fd, 4096, 0)
+            os.truncate(self.file, 1000)
+            with self.assertRaises(OSError) as caught:
+                for off in range(0, len(old), 65536):
+                    os.pread(fd, 65536, off)
+            self.assertIn(caught.exception.errno, (errno.ESTALE, errno.EIO))
+            os.close(fd)
+            self.assertIn("nf4", os.listdir(m.mnt))
+
+    def test_new_model_appears(self):
+        with qfmount.Mount(self.store, views="nf4", attr_ttl=1) as m:
+            os.listdir(m.path("nf4"))
+            self.assertFalse(os.path.exists(m.path("nf4/later")))
+            S.write_llama(f"{self.dir}/later")
+            os.rename(f"{self.dir}/later", f"{self.store}/later")
+            end = time.monotonic() + 20
+            while not os.path.exists(m.path("nf4/later")) and time.monotonic() < end:
+                time.sleep(0.1)
+            self.assertIn("later", os.listdir(m.path("nf4")))
+            S.read_header(S.read_file(m.path("nf4/later/model.safetensors")))
+
+
+if __name__ == "__main__":
+    sys.exit(qfmount.main())

@@ -1,0 +1,198 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "fs/opts.h"
+
+static struct qf_mount_options o;
+
+static int parse(const char *list)
+{
+    qf_mount_options_init(&o);
+    return qf_mount_options_parse(&o, list, NULL);
+}
+
+static void assert_refused(const char *list, const char *word)
+{
+    struct qf_err err = {""};
+    qf_mount_options_init(&o);
+    assert_int_equal(qf_mount_options_parse(&o, list, &err), -EINVAL);
+    if (strstr(err.text, word) == NULL)
+        fail_msg("%s: '%s' does not name '%s'", list, err.text, word);
+}
+
+static void test_sizes(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text;
+        int rc;
+        uint64_t value;
+    } cases[] = {
+        {"0", 0, 0},
+        {"4096", 0, 4096},
+        {"512K", 0, 512u << 10},
+        {"64M", 0, 64u << 20},
+        {"2G", 0, UINT64_C(2) << 30},
+        {"1T", 0, UINT64_C(1) << 40},
+        {"18446744073709551615", 0, UINT64_MAX},
+        {"18446744073709551616", -ERANGE, 0},
+        {"16777215T", 0, UINT64_C(16777215) << 40},
+        {"16777216T", -ERANGE, 0},
+        {"99999999999999999999999", -ERANGE, 0},
+        {"18014398509481984K", -ERANGE, 0},
+        {"", -EINVAL, 0},
+        {"-1", -EINVAL, 0},
+        {"+1", -EINVAL, 0},
+        {" 1", -EINVAL, 0},
+        {"1 ", -EINVAL, 0},
+        {"K", -EINVAL, 0},
+        {"1KB", -EINVAL, 0},
+        {"1k", -EINVAL, 0},
+        {"1.5G", -EINVAL, 0},
+        {"0x10", -EINVAL, 0},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
+        uint64_t value = 0;
+        if (qf_parse_size(cases[i].text, &value) != cases[i].rc ||
+            value != cases[i].value)
+            fail_msg("'%s'", cases[i].text);
+    }
+}
+
+static void test_defaults(void **state)
+{
+    (void)state;
+    assert_int_equal(parse(""), 0);
+    assert_int_equal(o.view_count, 0);
+    assert_int_equal(o.attr_ttl_s, QF_ATTR_TTL_DEFAULT_S);
+    assert_int_equal(o.read_ahead_kb, QF_READ_AHEAD_DEFAULT_KB);
+    assert_false(o.allow_other);
+    assert_string_equal(o.kernel, "");
+    assert_string_equal(o.cache, "");
+    assert_int_equal(parse(",,"), 0);
+}
+
+static void test_every_option(void **state)
+{
+    (void)state;
+    assert_int_equal(
+        parse("views=dq:nf4,cache=/c/d e,cache_size=1G,memory=64M,threads=3,isa=avx2,"
+              "attr_ttl=7,read_ahead_kb=128,fsname=x=y,allow_other,debug"),
+        0);
+    assert_int_equal(o.view_count, 2);
+    assert_string_equal(o.views[0].name, "dq");
+    assert_string_equal(o.views[1].name, "nf4");
+    assert_string_equal(o.cache, "/c/d e");
+    assert_int_equal(o.cache_size, 1u << 30);
+    assert_int_equal(o.memory, 64u << 20);
+    assert_int_equal(o.threads, 3);
+    assert_string_equal(o.isa, "avx2");
+    assert_int_equal(o.attr_ttl_s, 7);
+    assert_int_equal(o.read_ahead_kb, 128);
+    assert_string_equal(o.fsname, "x=y");
+    assert_true(o.allow_other);
+    assert_true(o.debug);
+    /* a later list adds to an earlier one, and the last word counts */
+    assert_int_equal(qf_mount_options_parse(&o, "attr_ttl=0,views=int8", NULL), 0);
+    assert_int_equal(o.attr_ttl_s, 0);
+    assert_int_equal(o.view_count, 1);
+    assert_int_equal(o.threads, 3);
+}
+
+static void test_mount_words(void **state)
+{
+    (void)state;
+    assert_int_equal(parse("rw,defaults,auto,noauto,user,nouser,users,owner,group,"
+                           "_netdev,nofail,relatime,norelatime,strictatime,"
+                           "x-systemd.automount,x-foo=bar,comment=hi"),
+                     0);
+    assert_string_equal(o.kernel, "");
+    assert_int_equal(parse("ro,nosuid,nodev,noexec,noatime,auto_unmount"), 0);
+    assert_string_equal(o.kernel, "ro,nosuid,nodev,noexec,noatime,auto_unmount");
+    assert_refused("nosuid=1", "nosuid");
+    assert_refused("defaults=1", "defaults");
+}
+
+static void test_refusals(void **state)
+{
+    (void)state;
+    assert_refused("colour", "colour");
+    assert_refused("colour=red", "colour");
+    assert_refused("Views=nf4", "Views");
+    assert_refused("views", "views");
+    assert_refused("views=", "views");
+    assert_refused("views=nf5", "nf5");
+    assert_refused("views=nf4:", "views");
+    assert_refused("views=nf4:nf4", "nf4");
+    assert_refused("cache", "cache");
+    assert_refused("cache=", "cache");
+    assert_refused("cache_size=big", "cache_size");
+    assert_refused("cache_size=", "cache_size");
+    assert_refused("memory=-1", "memory");
+    assert_refused("memory=99999999999999999999", "memory");
+    assert_refused("threads=many", "threads");
+    assert_refused("threads=1025", "threads");
+    assert_refused("isa=", "isa");
+    assert_refused("isa=a-name-that-is-far-too-long", "isa");
+    assert_refused("attr_ttl=31536001", "attr_ttl");
+    assert_refused("read_ahead_kb=1048577", "read_ahead_kb");
+    assert_refused("fsname=", "fsname");
+    assert_refused("allow_other=1", "allow_other");
+    assert_refused("debug=", "debug");
+    assert_refused("=", "''");
+    assert_refused("nofail,ro,oops", "oops");
+    assert_int_equal(parse("threads=1024,attr_ttl=31536000,read_ahead_kb=1048576"), 0);
+}
+
+static void test_too_long(void **state)
+{
+    (void)state;
+    char *list = calloc(1, 3 * QF_OPT_TEXT_SIZE);
+    assert_non_null(list);
+    strcpy(list, "cache=");
+    memset(list + 6, 'c', QF_OPT_TEXT_SIZE - 1);
+    assert_int_equal(parse(list), 0);
+    assert_int_equal(strlen(o.cache), QF_OPT_TEXT_SIZE - 1);
+    memset(list + 6, 'c', QF_OPT_TEXT_SIZE);
+    assert_refused(list, "cache");
+    memset(list, 0, 3 * QF_OPT_TEXT_SIZE);
+    for (size_t i = 0; i < QF_OPT_TEXT_SIZE / 4; i++)
+        strcat(list, "sync,ro,");
+    assert_refused(list, "too many");
+    free(list);
+}
+
+static void test_help(void **state)
+{
+    (void)state;
+    struct qf_buf text = {0};
+    qf_mount_options_help(&text);
+    char *help = qf_buf_take(&text, NULL);
+    assert_non_null(help);
+    static const char *const names[] = {"views=",    "cache=",         "cache_size=",
+                                        "memory=",   "threads=",       "isa=",
+                                        "attr_ttl=", "read_ahead_kb=", "fsname=",
+                                        "allow_other", "debug"};
+    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
+        assert_non_null(strstr(help, names[i]));
+    free(help);
+}
+
+int main(void)
+{
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_sizes),        cmocka_unit_test(test_defaults),
+        cmocka_unit_test(test_every_option), cmocka_unit_test(test_mount_words),
+        cmocka_unit_test(test_refusals),     cmocka_unit_test(test_too_long),
+        cmocka_unit_test(test_help),
+    };
+    return cmocka_run_group_tests_name("fs_opts", tests, NULL, NULL);
+}

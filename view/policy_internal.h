@@ -1,0 +1,118 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Shared by the policy's sources; not for other folders. */
+#ifndef QF_VIEW_POLICY_INTERNAL_H
+#define QF_VIEW_POLICY_INTERNAL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "view/arch_table.h"
+#include "view/policy.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The name of a module: a tensor's name without ".weight". Not ended by a NUL. */
+struct qf_path {
+    const char *at;
+    size_t size;
+};
+
+/* ---- policy_skip.c: names and how loaders match them ---- */
+
+bool qf_path_is(struct qf_path path, const char *text);
+bool qf_path_starts(struct qf_path path, const char *text);
+bool qf_path_ends(struct qf_path path, const char *text);
+/* The path is `name`, or ends with "." and `name`. */
+bool qf_path_ends_module(struct qf_path path, const char *name);
+/* What follows the last '.'. */
+struct qf_path qf_path_last(struct qf_path path);
+/* The component that begins at *pos; moves *pos behind it. False at the end. A path
+ * has one component more than dots, so the empty path has one. */
+bool qf_path_next(struct qf_path path, size_t *pos, struct qf_path *component);
+/* By bytes, which for UTF-8 is the order of code points. */
+int qf_path_compare(struct qf_path a, struct qf_path b);
+/* A pattern of the table: dotted components, '*' is any one component; with "**." in
+ * front it matches the end of a path, else a whole path. */
+bool qf_path_glob(struct qf_path path, const char *pattern);
+
+/* Whether the skip entry keeps a loader from replacing the module `path`: */
+bool qf_skip_v5(struct qf_path path, const char *entry);   /* transformers >= 5 */
+bool qf_skip_v4(struct qf_path path, const char *entry);   /* 4, diffusers, PEFT */
+bool qf_skip_vllm(struct qf_path path, const char *entry); /* vLLM */
+/* Whether the text is taken literally by all loaders (but for '.'). */
+bool qf_skip_is_plain(struct qf_path text);
+
+/* ---- policy_rules.c: one tensor at a time ---- */
+
+struct qf_rules {
+    bool diffusers;
+    const struct qf_arch *arch;
+    const char *const *heads;
+    const char *const *fp32;
+    const char *const *fp32_strict;
+    const char *const *tied;
+};
+
+struct qf_named {
+    const char *name;
+    size_t index; /* in the tensors given */
+};
+
+/* All names of a model, sorted by bytes. */
+struct qf_name_index {
+    struct qf_named *items;
+    size_t count;
+};
+
+void qf_rules_init(struct qf_rules *rules, const qf_json *config);
+/* Why the 2-D weight of module `path` is kept, or QF_REASON_QUANTIZED. -ENOMEM. */
+int qf_rules_judge(const struct qf_rules *rules, const struct qf_name_index *names,
+                   struct qf_path path, enum qf_reason *out) QF_MUST_CHECK;
+/* The pattern of fp32 that hits the module, or NULL. */
+const char *qf_rules_fp32_hit(const struct qf_rules *rules, struct qf_path path);
+bool qf_rules_is_conv1d(const struct qf_rules *rules, struct qf_path path);
+/* The general output heads; ends with NULL. */
+extern const char *const qf_rules_heads[];
+extern const char *const qf_rules_optional[];
+
+bool qf_names_has(const struct qf_name_index *names, const char *name);
+
+/* ---- policy_closure.c: the skip list ---- */
+
+/* A kept 2-D weight, which loaders might take for a Linear's. */
+struct qf_plain {
+    struct qf_path path;
+    enum qf_reason reason;
+};
+
+struct qf_planner {
+    const struct qf_tensor *const *tensors;
+    size_t count;
+    struct qf_name_index names;
+    struct qf_rules rules;
+    bool untied; /* the config says that no head shares an embedding's weight */
+    struct qf_policy *out;
+    struct qf_plain *plain; /* sorted by path */
+    size_t plain_count;
+    const char **optional; /* optional modules that this model lacks */
+    size_t optional_count;
+    size_t skip_capacity;
+    uint64_t matches; /* work done so far */
+};
+
+/* Length of ".weight", and the module's name of a tensor named *.weight. */
+#define QF_WEIGHT_SUFFIX      ".weight"
+#define QF_WEIGHT_SUFFIX_SIZE (sizeof QF_WEIGHT_SUFFIX - 1)
+bool qf_path_of_weight(const char *name, struct qf_path *out);
+
+/* Makes out->skip from the decisions; turns decisions to CLOSURE where an entry would
+ * hit a tensor that is quantized. -ENOTSUP with out->reason when there is no list. */
+int qf_skip_build(struct qf_planner *planner) QF_MUST_CHECK;
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,137 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* config.json is changed as text, by ckpt/config: the members below are set and every
+ * other byte stays. Nested configs of a composite model get the same members, because
+ * a part of it can be loaded by a class of its own from the same directory. The
+ * spelling of quantization_config is what json.dump makes of bitsandbytes' own. */
+#include "view/synth.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ckpt/config.h"
+
+static const char *bool_text(bool value)
+{
+    return value ? "true" : "false";
+}
+
+/* A double that reads back the same, spelled as a float: 6.0, not 6. */
+static void append_double(struct qf_buf *out, double value)
+{
+    char text[64];
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*f", digits, value);
+        if (strlen(text) < sizeof text - 1 && strtod(text, NULL) == value) {
+            qf_buf_append_str(out, text);
+            return;
+        }
+    }
+    qf_buf_appendf(out, "%.17e", value);
+}
+
+static const char *storage_name(const struct qf_view *view)
+{
+    const char *name = qf_dtype_torch_name(view->storage);
+    return view->codec == QF_CODEC_INT8 || name == NULL ? "uint8" : name;
+}
+
+static const char *compute_name(const struct qf_view *view,
+                                const struct qf_policy *policy)
+{
+    if (view->codec == QF_CODEC_INT8)
+        return "float32";
+    return qf_dtype_torch_name(view->compute != QF_DTYPE_NONE ? view->compute
+                                                              : policy->dtype);
+}
+
+void qf_synth_quantization_config(const struct qf_view *view,
+                                  const struct qf_policy *policy, struct qf_buf *out)
+{
+    bool int8 = view->codec == QF_CODEC_INT8;
+    bool nf4 = view->codec == QF_CODEC_NF4 || view->codec == QF_CODEC_DQ;
+    qf_buf_appendf(out, "{\"_load_in_4bit\": %s, \"_load_in_8bit\": %s",
+                   bool_text(!int8), bool_text(int8));
+    qf_buf_appendf(out, ", \"bnb_4bit_compute_dtype\": \"%s\"",
+                   compute_name(view, policy));
+    qf_buf_appendf(out, ", \"bnb_4bit_quant_storage\": \"%s\"", storage_name(view));
+    qf_buf_appendf(out, ", \"bnb_4bit_quant_type\": \"%s\"", nf4 ? "nf4" : "fp4");
+    qf_buf_appendf(out, ", \"bnb_4bit_use_double_quant\": %s",
+                   bool_text(view->codec == QF_CODEC_DQ));
+    qf_buf_append_str(out, ", \"llm_int8_enable_fp32_cpu_offload\": false"
+                           ", \"llm_int8_has_fp16_weight\": false"
+                           ", \"llm_int8_skip_modules\": [");
+    for (size_t i = 0; i < policy->skip_count; i++) {
+        qf_buf_append_str(out, i != 0 ? ", " : "");
+        qf_buf_append_json(out, policy->skip[i], strlen(policy->skip[i]));
+    }
+    qf_buf_append_str(out, "], \"llm_int8_threshold\": ");
+    append_double(out, view->int8_threshold);
+    qf_buf_appendf(out, ", \"load_in_4bit\": %s, \"load_in_8bit\": %s",
+                   bool_text(!int8), bool_text(int8));
+    qf_buf_append_str(out, ", \"quant_method\": \"bitsandbytes\"}");
+}
+
+static bool is_sub_config(const qf_json *config, const qf_json *member)
+{
+    const char *name = qf_json_name(member);
+    return qf_json_is_object(member) && strcmp(name, "quantization_config") != 0 &&
+           qf_json_get(member, "model_type") != NULL &&
+           qf_json_get(config, name) == member; /* of equal names the last one */
+}
+
+/* The changes to one object: the top level (NULL) or a nested config. */
+static size_t add_splices(struct qf_splice *splices, const char *object,
+                          const char *quantization, const char *dtype)
+{
+    size_t count = 0;
+    splices[count++] = (struct qf_splice){.object = object,
+                                          .name = "quantization_config",
+                                          .value = quantization};
+    if (dtype != NULL)
+        splices[count++] = (struct qf_splice){.object = object,
+                                              .name = "dtype",
+                                              .value = dtype,
+                                              .instead_of = "torch_dtype"};
+    return count;
+}
+
+int qf_synth_config(const struct qf_model *model, const struct qf_view *view,
+                    const struct qf_policy *policy, struct qf_buf *out,
+                    struct qf_err *err)
+{
+    struct qf_buf quantization = {0};
+    struct qf_splice *splices = NULL;
+    char *value = NULL;
+    char dtype[32];
+    size_t most = 2;
+    size_t count = 0;
+    int rc = -ENOMEM;
+
+    qf_synth_quantization_config(view, policy, &quantization);
+    value = qf_buf_take(&quantization, NULL);
+    for (const qf_json *m = qf_json_first(model->config); m != NULL;
+         m = qf_json_after(m))
+        most += 2;
+    splices = calloc(most, sizeof *splices);
+    if (value == NULL || splices == NULL) {
+        qf_err_set(err, rc, "out of memory");
+        goto out;
+    }
+    if (policy->diffusers) {
+        count = add_splices(splices, NULL, value, NULL);
+    } else {
+        snprintf(dtype, sizeof dtype, "\"%s\"", qf_dtype_torch_name(policy->dtype));
+        count = add_splices(splices, NULL, value, dtype);
+        for (const qf_json *m = qf_json_first(model->config); m != NULL;
+             m = qf_json_after(m))
+            if (is_sub_config(model->config, m))
+                count += add_splices(splices + count, qf_json_name(m), value, dtype);
+    }
+    rc = qf_config_splice(model->config_text, model->config_size, splices, count, out,
+                          err);
+out:
+    free(splices);
+    free(value);
+    return rc;
+}

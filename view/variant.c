@@ -1,0 +1,296 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* A directory may hold several weight sets (variants such as fp16) under one
+ * config.json. Loaders take any of them with the same quantization_config, so all sets
+ * must lead to the same decisions: if one does not, the whole directory passes through.
+ * Whatever goes wrong on the way turns into the variant's reason, never into half a
+ * view. */
+#include "view/variant.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "view/overrides.h"
+#include "view/synth.h"
+
+static struct qf_variant_file *add_file(struct qf_variant *variant, const char *name,
+                                        enum qf_variant_kind kind)
+{
+    struct qf_variant_file *file = &variant->files[variant->file_count++];
+    *file = (struct qf_variant_file){.name = name, .kind = kind};
+    return file;
+}
+
+static int add_text(struct qf_variant *variant, const char *name,
+                    enum qf_variant_kind kind, struct qf_buf *text)
+{
+    size_t size;
+    char *data = qf_buf_take(text, &size);
+    if (data == NULL)
+        return -ENOMEM;
+    struct qf_variant_file *file = add_file(variant, name, kind);
+    file->text = data;
+    file->size = size;
+    file->digest = qf_hash128(data, size);
+    return 0;
+}
+
+/* ---- policies ---- */
+
+static int plan_set(struct qf_variant *variant, const struct qf_weight_set *set,
+                    struct qf_policy *policy, struct qf_err *err)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < set->shard_count; i++)
+        count += set->shards[i].header->tensor_count;
+    const struct qf_tensor **tensors = malloc((count + 1) * sizeof *tensors);
+    if (tensors == NULL)
+        return -ENOMEM;
+    size_t k = 0;
+    for (size_t i = 0; i < set->shard_count; i++)
+        for (size_t t = 0; t < set->shards[i].header->tensor_count; t++)
+            tensors[k++] = &set->shards[i].header->tensors[t];
+    int rc = qf_policy_plan(tensors, count, variant->model->config, &variant->view,
+                            policy, err);
+    free(tensors);
+    return rc;
+}
+
+static bool same_skip(const struct qf_policy *a, const struct qf_policy *b)
+{
+    if (a->skip_count != b->skip_count)
+        return false;
+    for (size_t i = 0; i < a->skip_count; i++)
+        if (strcmp(a->skip[i], b->skip[i]) != 0)
+            return false;
+    return true;
+}
+
+static const char *set_name(const struct qf_weight_set *set)
+{
+    return set->index_name != NULL ? set->index_name : set->shards[0].name;
+}
+
+static int plan_sets(struct qf_variant *variant, struct qf_err *err)
+{
+    const struct qf_model *model = variant->model;
+    for (size_t i = 0; i < model->set_count; i++) {
+        struct qf_policy *policy = &variant->policies[i];
+        int rc = plan_set(variant, &model->sets[i], policy, err);
+        variant->policy_count = i + 1;
+        if (rc != 0)
+            return rc;
+        if (policy->reason[0] != '\0')
+            return qf_err_set(err, -ENOTSUP, "%s", policy->reason);
+        const struct qf_policy *first = &variant->policies[0];
+        if (!same_skip(first, policy) ||
+            first->quantized_count != policy->quantized_count)
+            return qf_err_set(
+                err, -ENOTSUP,
+                "%s and %s need different skip lists under one config.json",
+                set_name(&model->sets[0]), set_name(&model->sets[i]));
+    }
+    if (variant->policies[0].quantized_count == 0)
+        return qf_err_set(err, -ENOTSUP, "no tensor of it can be quantized");
+    return 0;
+}
+
+/* ---- files ---- */
+
+/* Of everything but the weights that decides the bytes: a header alone does not tell
+ * float16 from float32 in a quant_state, or which weight is transposed. */
+static int layout_digest(const struct qf_layout *layout, struct qf_hash128 *out)
+{
+    struct qf_buf text = {0};
+    qf_buf_append(&text, layout->header, layout->header_size);
+    for (size_t i = 0; i < layout->tensor_count; i++) {
+        const struct qf_layout_tensor *tensor = &layout->tensors[i];
+        const struct qf_plan *plan = tensor->plan;
+        if (plan == NULL)
+            qf_buf_appendf(&text, "%d,", (int)tensor->out_dtype);
+        else
+            qf_buf_appendf(&text, "%d %u %d %d %d,", (int)plan->spec.codec,
+                           plan->spec.blocksize, (int)plan->spec.storage,
+                           (int)plan->spec.dtype, (int)plan->transposed);
+    }
+    int rc = text.failed ? -ENOMEM : 0;
+    if (rc == 0)
+        *out = qf_hash128(text.data, text.size);
+    qf_buf_fini(&text);
+    return rc;
+}
+
+static int add_shards(struct qf_variant *variant, size_t set_index,
+                      const struct qf_layout **layouts, struct qf_err *err)
+{
+    const struct qf_weight_set *set = &variant->model->sets[set_index];
+    const struct qf_policy *policy = &variant->policies[set_index];
+    const struct qf_decision *decisions = policy->decisions;
+    for (size_t i = 0; i < set->shard_count; i++) {
+        const struct qf_model_shard *shard = &set->shards[i];
+        struct qf_layout *layout;
+        int rc = qf_layout_build(shard->header, decisions, &variant->view,
+                                 policy->dtype, &layout, err);
+        if (rc != 0)
+            return rc;
+        struct qf_variant_file *file = add_file(variant, shard->name, QF_VARIANT_SHARD);
+        file->source = shard;
+        file->layout = layout;
+        file->size = layout->file_size;
+        rc = layout_digest(layout, &file->digest);
+        if (rc != 0)
+            return rc;
+        layouts[i] = layout;
+        decisions += shard->header->tensor_count;
+    }
+    return 0;
+}
+
+static int add_set(struct qf_variant *variant, size_t set_index, struct qf_err *err)
+{
+    const struct qf_weight_set *set = &variant->model->sets[set_index];
+    const struct qf_layout **layouts = calloc(set->shard_count, sizeof *layouts);
+    if (layouts == NULL)
+        return -ENOMEM;
+    struct qf_buf text = {0};
+    int rc = add_shards(variant, set_index, layouts, err);
+    if (rc == 0 && set->index_name != NULL) {
+        rc = qf_synth_index(set, layouts, &text, err);
+        if (rc == 0)
+            rc = add_text(variant, set->index_name, QF_VARIANT_INDEX, &text);
+    }
+    qf_buf_fini(&text);
+    free(layouts);
+    return rc;
+}
+
+static int add_config(struct qf_variant *variant, struct qf_err *err)
+{
+    struct qf_buf text = {0};
+    int rc = qf_synth_config(variant->model, &variant->view, &variant->policies[0],
+                             &text, err);
+    if (rc == 0)
+        rc = add_text(variant, "config.json", QF_VARIANT_CONFIG, &text);
+    qf_buf_fini(&text);
+    return rc;
+}
+
+static int by_name(const void *a, const void *b)
+{
+    return strcmp(((const struct qf_variant_file *)a)->name,
+                  ((const struct qf_variant_file *)b)->name);
+}
+
+/* One file in two sets would have two layouts. */
+static int check_names(const struct qf_variant *variant, struct qf_err *err)
+{
+    for (size_t i = 1; i < variant->file_count; i++)
+        if (strcmp(variant->files[i - 1].name, variant->files[i].name) == 0)
+            return qf_err_set(err, -ENOTSUP, "%s belongs to two sets of weights",
+                              variant->files[i].name);
+    return 0;
+}
+
+/* The view with what quantfs.json says about this model. */
+static int override_view(struct qf_variant *variant, const struct qf_view *view,
+                         struct qf_err *err)
+{
+    const struct qf_model *model = variant->model;
+    int rc = qf_overrides_apply(view, model->overrides_text, model->overrides_size,
+                                &variant->view, err);
+    if (rc != 0)
+        qf_err_prefix(err, QF_OVERRIDES_FILE);
+    return rc;
+}
+
+static int build(struct qf_variant *variant, const struct qf_view *view,
+                 struct qf_err *err)
+{
+    const struct qf_model *model = variant->model;
+    if (model->kind == QF_MODEL_NONE || model->reason[0] != '\0')
+        return qf_err_set(err, -ENOTSUP, "%s",
+                          model->reason[0] != '\0' ? model->reason : "not a model");
+    int rc = override_view(variant, view, err);
+    if (rc != 0)
+        return rc;
+    size_t file_count = 1;
+    for (size_t i = 0; i < model->set_count; i++)
+        file_count += model->sets[i].shard_count + 1;
+    variant->files = calloc(file_count, sizeof *variant->files);
+    variant->policies = calloc(model->set_count, sizeof *variant->policies);
+    if (variant->files == NULL || variant->policies == NULL)
+        return -ENOMEM;
+    rc = plan_sets(variant, err);
+    for (size_t i = 0; i < model->set_count && rc == 0; i++)
+        rc = add_set(variant, i, err);
+    if (rc == 0)
+        rc = add_config(variant, err);
+    if (rc != 0)
+        return rc;
+    qsort(variant->files, variant->file_count, sizeof *variant->files, by_name);
+    return check_names(variant, err);
+}
+
+static void clear_files(struct qf_variant *variant)
+{
+    for (size_t i = 0; i < variant->file_count; i++) {
+        qf_layout_free(variant->files[i].layout);
+        free(variant->files[i].text);
+    }
+    free(variant->files);
+    variant->files = NULL;
+    variant->file_count = 0;
+}
+
+int qf_variant_new(const struct qf_model *model, const struct qf_view *view,
+                   struct qf_variant **out)
+{
+    struct qf_variant *variant = calloc(1, sizeof *variant);
+    if (variant == NULL)
+        return -ENOMEM;
+    variant->model = model;
+    variant->view = *view;
+    variant->view.skip = variant->view.force = (struct qf_patterns){0};
+    struct qf_err err = {""};
+    int rc = build(variant, view, &err);
+    if (rc == -ENOMEM) {
+        qf_variant_free(variant);
+        return rc;
+    }
+    if (rc != 0) {
+        clear_files(variant);
+        snprintf(variant->reason, sizeof variant->reason, "%s",
+                 err.text[0] != '\0' ? err.text : strerror(-rc));
+    }
+    *out = variant;
+    return 0;
+}
+
+void qf_variant_free(struct qf_variant *variant)
+{
+    if (variant == NULL)
+        return;
+    clear_files(variant);
+    for (size_t i = 0; i < variant->policy_count; i++)
+        qf_policy_fini(&variant->policies[i]);
+    free(variant->policies);
+    qf_view_fini(&variant->view);
+    free(variant);
+}
+
+const struct qf_variant_file *qf_variant_find(const struct qf_variant *variant,
+                                              const char *name)
+{
+    size_t low = 0, high = variant->file_count;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        int order = strcmp(name, variant->files[middle].name);
+        if (order == 0)
+            return &variant->files[middle];
+        if (order < 0)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return NULL;
+}
