@@ -33,8 +33,8 @@ void qf_buf_fini(struct qf_buf *buf)
 
 void qf_buf_append(struct qf_buf *buf, const void *data, size_t size)
 {
-    char *to = reserve(buf, size);
-    if (to == NULL || size == 0)
+    char *to = size != 0 ? reserve(buf, size) : NULL;
+    if (to == NULL)
         return;
     memcpy(to, data, size);
     buf->size += size;
@@ -47,8 +47,8 @@ void qf_buf_append_str(struct qf_buf *buf, const char *text)
 
 void qf_buf_append_fill(struct qf_buf *buf, char byte, size_t count)
 {
-    char *to = reserve(buf, count);
-    if (to == NULL || count == 0)
+    char *to = count != 0 ? reserve(buf, count) : NULL;
+    if (to == NULL)
         return;
     memset(to, byte, count);
     buf->size += count;

@@ -390,9 +390,12 @@ static int check_trees(struct check *c, const struct meta *meta,
     if (rc == 0)
         rc = walk_tree(c, TREE_MAIN, &meta->main, &ignored);
     for (unsigned i = 0; i < c->named_count && rc == 0; i++)
-        rc = walk_tree(c, TREE_NAMED, &c->named[i], &census->values);
-    census->pages = c->pages;
-    census->pages_lost = c->pages - 2 - c->claimed_pages;
+        rc = walk_tree(c, TREE_NAMED, &c->named[i], &census->entries);
+    census->bytes = c->pages * c->page_size;
+    /* LMDB loses none, whenever it is killed; a wrong reference does. */
+    if (rc == 0 && c->claimed_pages != c->pages - 2)
+        rc = qf_err_set(c->err, -EBADMSG, "%llu pages are neither used nor free",
+                        (unsigned long long)(c->pages - 2 - c->claimed_pages));
     return rc;
 }
 

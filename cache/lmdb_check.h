@@ -12,9 +12,8 @@ extern "C" {
 #endif
 
 struct qf_lmdb_census {
-    uint64_t pages;      /* of the file, by its newest meta page */
-    uint64_t pages_lost; /* neither used nor listed as free */
-    uint64_t values;     /* entries of all named databases together */
+    uint64_t bytes;   /* of the file by its newest meta page; the file may be shorter */
+    uint64_t entries; /* of all named databases together */
 };
 
 /* Reads the meta pages, the free list and every tree page of the newest snapshot of the

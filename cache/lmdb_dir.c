@@ -186,6 +186,35 @@ static int read_users(const struct qf_lmdb_dir *dir, struct users *out,
                       "in use by another process that did not say how (%s)", LOCK_NAME);
 }
 
+static int compare_data(const struct users *users, const struct stat *st,
+                        struct qf_err *err)
+{
+    if (users->dev == st->st_dev && users->ino == st->st_ino)
+        return 0;
+    return qf_err_set(err, -EBUSY,
+                      "%s was replaced while other processes use the cache; stop them "
+                      "first",
+                      DATA_NAME);
+}
+
+/* Before LMDB opens it: even that would touch the lock file of the others. */
+static int join_users(struct qf_lmdb_dir *dir, struct qf_err *err)
+{
+    struct users users;
+    struct stat st = {0};
+    int rc = read_users(dir, &users, err);
+    if (rc != 0)
+        return rc;
+    if (fstatat(dir->fd, DATA_NAME, &st, 0) != 0 && errno != ENOENT)
+        return qf_err_set(err, -errno, "%s: %s", DATA_NAME, strerror(errno));
+    if (users.bytes_limit != dir->bytes_limit)
+        qf_log(QF_LOG_INFO,
+               "cache %s: in use by another process; its limit of %llu bytes holds",
+               dir->path, (unsigned long long)users.bytes_limit);
+    dir->bytes_limit = users.bytes_limit;
+    return compare_data(&users, &st, err);
+}
+
 /* The number after the prefix, 0 for other names. */
 static unsigned long aside_number(const char *name)
 {
@@ -233,34 +262,40 @@ int qf_lmdb_dir_set_aside(struct qf_lmdb_dir *dir, const char *reason,
     return 0;
 }
 
+/* LMDB cannot shrink a file, and moved aside it would still fill the disk. */
+static int remove_large(const struct qf_lmdb_dir *dir, uint64_t size,
+                        struct qf_err *err)
+{
+    qf_log(
+        QF_LOG_WARN,
+        "cache %s: %s has %llu bytes, more than the limit of %llu; it is removed and "
+        "the cache begins anew",
+        dir->path, DATA_NAME, (unsigned long long)size,
+        (unsigned long long)dir->bytes_limit);
+    if (unlinkat(dir->fd, DATA_NAME, 0) != 0)
+        return qf_err_set(err, -errno, "%s: %s", DATA_NAME, strerror(errno));
+    return 0;
+}
+
 static int check_file(struct qf_lmdb_dir *dir, int fd, struct qf_err *err)
 {
     struct qf_err what = {.text = "it is damaged"};
+    struct qf_lmdb_census census;
     struct stat st;
     if (fstat(fd, &st) != 0)
         return qf_err_set(err, -errno, "%s: %s", DATA_NAME, strerror(errno));
     if (!S_ISREG(st.st_mode))
         return qf_lmdb_dir_set_aside(dir, "not a regular file", err);
-    if ((uint64_t)st.st_size > dir->bytes_limit) {
-        /* LMDB cannot shrink a file, and moved aside it would still fill the disk. */
-        qf_log(
-            QF_LOG_WARN,
-            "cache %s: %s has %lld bytes, more than the limit of %llu; it is removed "
-            "and the cache begins anew",
-            dir->path, DATA_NAME, (long long)st.st_size,
-            (unsigned long long)dir->bytes_limit);
-        if (unlinkat(dir->fd, DATA_NAME, 0) != 0)
-            return qf_err_set(err, -errno, "%s: %s", DATA_NAME, strerror(errno));
-        return 0;
-    }
+    if ((uint64_t)st.st_size > dir->bytes_limit)
+        return remove_large(dir, (uint64_t)st.st_size, err);
     if (faccessat(dir->fd, SUSPECT_NAME, F_OK, 0) == 0)
         return qf_lmdb_dir_set_aside(dir, "found damaged while it was in use", err);
-    int rc = qf_lmdb_check(fd, NULL, &what);
-    if (rc == 0)
-        return 0;
+    int rc = qf_lmdb_check(fd, &census, &what);
     if (rc == -ENOMEM)
         return qf_err_set(err, rc, "%s: no memory to check it", DATA_NAME);
-    return qf_lmdb_dir_set_aside(dir, what.text, err);
+    if (rc != 0)
+        return qf_lmdb_dir_set_aside(dir, what.text, err);
+    return census.bytes <= dir->bytes_limit ? 0 : remove_large(dir, census.bytes, err);
 }
 
 static int check_data(struct qf_lmdb_dir *dir, struct qf_err *err)
@@ -302,18 +337,7 @@ static int enter(struct qf_lmdb_dir *dir, const char *path, uint64_t bytes_limit
     rc = take_lock(dir, err);
     if (rc != 0)
         return rc;
-    if (dir->alone)
-        return check_data(dir, err);
-    struct users users;
-    rc = read_users(dir, &users, err);
-    if (rc != 0)
-        return rc;
-    if (users.bytes_limit != dir->bytes_limit)
-        qf_log(QF_LOG_INFO,
-               "cache %s: in use by another process; its limit of %llu bytes holds",
-               dir->path, (unsigned long long)users.bytes_limit);
-    dir->bytes_limit = users.bytes_limit;
-    return 0;
+    return dir->alone ? check_data(dir, err) : join_users(dir, err);
 }
 
 int qf_lmdb_dir_open(struct qf_lmdb_dir *dir, const char *path, uint64_t bytes_limit,
@@ -338,12 +362,7 @@ int qf_lmdb_dir_share(struct qf_lmdb_dir *dir, int data_fd, struct qf_err *err)
         return qf_err_set(err, -errno, "%s: %s", DATA_NAME, strerror(errno));
     if (!dir->alone) {
         int rc = read_users(dir, &users, err);
-        if (rc == 0 && (users.dev != st.st_dev || users.ino != st.st_ino))
-            rc = qf_err_set(err, -EBUSY,
-                            "%s was replaced while other processes use the cache; stop "
-                            "them first",
-                            DATA_NAME);
-        return rc;
+        return rc != 0 ? rc : compare_data(&users, &st, err);
     }
     users = (struct users){USERS_MAGIC, st.st_dev, st.st_ino, dir->bytes_limit};
     if (pwrite(dir->lock_fd, &users, sizeof users, 0) != (ssize_t)sizeof users)

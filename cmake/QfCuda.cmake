@@ -82,13 +82,14 @@ function(qf_cuda_objects out)
     endif()
     set(objects "")
     foreach(file ${ARGN})
-        set(source "${CMAKE_CURRENT_SOURCE_DIR}/${file}")
-        set(object "${CMAKE_CURRENT_BINARY_DIR}/${file}.o")
+        get_filename_component(source "${file}" ABSOLUTE)
+        get_filename_component(name "${file}" NAME)
+        set(object "${CMAKE_CURRENT_BINARY_DIR}/${name}.o")
         add_custom_command(OUTPUT "${object}"
             COMMAND "${QUANTFS_NVCC}" ${flags} ${arch_flags} -MD -MF "${object}.d"
                     -c "${source}" -o "${object}"
             DEPENDS "${source}" DEPFILE "${object}.d" VERBATIM
-            COMMENT "nvcc ${file}")
+            COMMENT "nvcc ${name}")
         list(APPEND objects "${object}")
     endforeach()
     set_source_files_properties(${objects} PROPERTIES EXTERNAL_OBJECT TRUE GENERATED TRUE)

@@ -66,6 +66,11 @@ extern "C" int qf_cuda_device_probe(int device, struct qf_err *err)
     cudaError_t error = cudaGetDeviceCount(&count);
     if (error != cudaSuccess) {
         (void)cudaGetLastError();
+        int driver = 0;
+        if (cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0)
+            return qf_err_set(err, -ENODEV,
+                              "device cuda:%d: this machine has no NVIDIA driver",
+                              device);
         return qf_err_set(err, -ENODEV, "device cuda:%d: %s", device,
                           cudaGetErrorString(error));
     }

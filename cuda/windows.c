@@ -95,6 +95,18 @@ static void warm_up(int fd, uint64_t off, size_t size)
     }
 }
 
+/* Most of what registering costs is page faults, which the driver would take one thread
+ * at a time. This touches no byte: a file that has shrunk makes it fail, and
+ * registering after it, and nothing else. */
+static void populate(void *map, size_t size)
+{
+#ifdef MADV_POPULATE_READ
+    (void)madvise(map, size, MADV_POPULATE_READ);
+#else
+    (void)map, (void)size;
+#endif
+}
+
 static bool open_window(struct qf_cuda_windows *windows,
                         const struct qf_cuda_file *file, uint64_t off, size_t size,
                         void **map)
@@ -103,6 +115,7 @@ static bool open_window(struct qf_cuda_windows *windows,
     void *p = mmap(NULL, size, PROT_READ, MAP_SHARED, file->fd, (off_t)off);
     if (p == MAP_FAILED)
         return false;
+    populate(p, size);
     if (qf_cuda_fault(windows->faults, QF_CUDA_FAULT_REGISTER) ||
         qf_cuda_register(p, size, true) != 0) {
         munmap(p, size);

@@ -50,13 +50,15 @@ static int open_status(qf_tree *tree, qf_file *file)
 static int open_source(qf_tree *tree, const char *path, const struct qf_ident *known,
                        qf_srcfile **out)
 {
-    int rc = qf_srcfile_open(tree->options.root, path, out, NULL);
+    qf_srcfile *src;
+    int rc = qf_srcfile_open(tree->options.root, path, &src, NULL);
     if (rc != 0)
         return rc;
-    if (!qf_ident_eq(qf_srcfile_ident(*out), known)) {
-        qf_srcfile_close(*out);
+    if (!qf_ident_eq(qf_srcfile_ident(src), known)) {
+        qf_srcfile_close(src);
         return -ESTALE;
     }
+    *out = src;
     return 0;
 }
 

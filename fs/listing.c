@@ -154,8 +154,7 @@ static int add_all(qf_dir *dir, uint64_t id)
                            qf_node_id(options->views[i].name, ""), DT_DIR);
         return rc;
     case QF_PLACE_CONTROL:
-        return dir->place.path[0] != '\0' ? -ENOTDIR
-                                          : add_child(dir, "status", DT_REG);
+        return dir->place.path[0] != '\0' ? -ENOTDIR : add_child(dir, "status", DT_REG);
     default:
         return qf_tree_list(dir->tree, dir->place.path, add_child, dir);
     }

@@ -271,6 +271,8 @@ int qf_tree_lookup(qf_tree *tree, uint64_t parent, const char *name,
 {
     struct qf_place dir, place = {0};
     uint64_t generation;
+    if (name[0] == '\0' || strchr(name, '/') != NULL)
+        return -EINVAL; /* would be a second name of something else */
     int rc = qf_tree_place(tree, parent, &dir, &generation);
     if (rc != 0)
         return rc;

@@ -23,6 +23,8 @@
 #define BUFFER_ALIGN 64
 /* Stored rows of a transposed weight that are turned over together. */
 #define STRIPES 32u
+/* Elements between them, so that they do not compete for the same cache sets. */
+#define STRIPE_GAP 16u
 
 /* What one encode call works in. */
 struct buffers {
@@ -103,61 +105,80 @@ static int read_elems(const struct work *w, void *buf, uint64_t first, uint64_t 
                            first * w->src_width);
 }
 
-/* window[(r, c)] = stripe[(c, r)] for the elements of the window that lie in the stored
+/* window[(r, c)] = stripes[(c, r)] for those elements of the window that lie in stored
  * rows (= columns) [col, col + cols) and in rows [row, row + rows). stride: elements
- * from one stored row to the next. */
-static inline void turn_over(size_t width, const struct work *w, const char *stripes,
-                             size_t stride, uint64_t row, uint64_t rows, uint64_t col,
-                             uint64_t cols)
+ * from one stripe to the next. */
+static inline void turn_over(size_t width, const struct work *w, size_t stride,
+                             uint64_t row, uint64_t rows, uint64_t col, uint64_t cols)
 {
+    uint64_t window_end = w->window_first + w->window_count;
     for (uint64_t r = 0; r < rows; r++) {
         uint64_t index = (row + r) * w->plan->cols + col;
-        for (uint64_t c = 0; c < cols; c++, index++) {
-            if (index < w->window_first || index - w->window_first >= w->window_count)
-                continue;
-            memcpy(w->buffers->window + (index - w->window_first) * width,
-                   stripes + (c * stride + r) * width, width);
-        }
+        uint64_t from = index < w->window_first ? w->window_first - index : 0;
+        uint64_t to = index < window_end ? window_end - index : 0;
+        if (to > cols)
+            to = cols;
+        if (from >= to)
+            continue;
+        char *out = w->buffers->window + (index + from - w->window_first) * width;
+        const char *in = w->buffers->piece + (from * stride + r) * width;
+        for (uint64_t c = from; c < to; c++, out += width, in += stride * width)
+            memcpy(out, in, width);
     }
 }
 
+/* Reads the elements [row, row + rows) of stored rows [col, col + cols) into the piece
+ * buffer, *stride elements from one to the next. */
+static int read_stripes(const struct work *w, uint64_t row, uint64_t rows, uint64_t col,
+                        uint64_t cols, size_t *stride)
+{
+    uint64_t stored = w->plan->rows;
+    char *buf = w->buffers->piece;
+    if (rows == stored) {
+        *stride = (size_t)stored;
+        return read_elems(w, buf, col * stored, cols * stored);
+    }
+    int rc = 0;
+    *stride = (size_t)rows + STRIPE_GAP;
+    for (uint64_t c = 0; c < cols && rc == 0; c++, buf += *stride * w->src_width)
+        rc = read_elems(w, buf, (col + c) * stored + row, rows);
+    return rc;
+}
+
 /* Fills the window with `count` elements from `first` on. A stored row has plan->rows
- * elements, of which the window needs [row, row + rows). */
+ * elements, of which the window needs those of its own rows. */
 static int load_window(struct work *w, uint64_t first, uint64_t count)
 {
     uint64_t stored = w->plan->rows;
     uint64_t cols = w->plan->cols;
     uint64_t row = first / cols;
-    uint64_t rows = (first + count - 1) / cols - row + 1;
-    /* One read of neighbouring stored rows where most of it is needed. */
-    bool whole = rows > stored / 2 && stored <= w->piece_max;
-    if (whole) {
+    uint64_t end = (first + count - 1) / cols + 1;
+    /* Whole stored rows, many in one read, where most of them is needed. */
+    if (end - row > stored / 2 && stored <= w->piece_max) {
         row = 0;
-        rows = stored;
+        end = stored;
     }
-    uint64_t row_part = rows < w->piece_max ? rows : w->piece_max;
-    uint64_t group = w->piece_max / row_part;
+    uint64_t part = w->piece_max - STRIPE_GAP;
+    if (end - row < part)
+        part = end - row;
+    uint64_t group =
+        part == stored ? w->piece_max / part : w->piece_max / (part + STRIPE_GAP);
     if (group > STRIPES)
         group = STRIPES;
     w->window_first = first;
     w->window_count = count;
-    for (uint64_t r = row; r < row + rows; r += row_part) {
-        uint64_t part = row + rows - r < row_part ? row + rows - r : row_part;
+    for (; row < end; row += part) {
+        uint64_t rows = end - row < part ? end - row : part;
         for (uint64_t col = 0; col < cols; col += group) {
             uint64_t n = cols - col < group ? cols - col : group;
-            char *buf = w->buffers->piece;
-            int rc = 0;
-            if (whole)
-                rc = read_elems(w, buf, col * stored, n * stored);
-            for (uint64_t c = 0; c < n && !whole && rc == 0; c++)
-                rc = read_elems(w, buf + c * part * w->src_width,
-                                (col + c) * stored + r, part);
+            size_t stride = 0;
+            int rc = read_stripes(w, row, rows, col, n, &stride);
             if (rc != 0)
                 return rc;
             if (w->src_width == 4)
-                turn_over(4, w, buf, part, r, part, col, n);
+                turn_over(4, w, stride, row, rows, col, n);
             else
-                turn_over(2, w, buf, part, r, part, col, n);
+                turn_over(2, w, stride, row, rows, col, n);
         }
     }
     return 0;

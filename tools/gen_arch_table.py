@@ -4,6 +4,9 @@
 
     tools/gen_arch_table.py            write view/arch_table.inc
     tools/gen_arch_table.py --check    exit 1 when it is not what the JSON gives
+    tools/gen_arch_table.py --renew    first renew the JSON from the transformers and
+                                       diffusers that are installed, and say what changed
+                                       (with --check: only say; exit 1 if anything did)
 
 The JSON is what is edited and reviewed; the C file is committed too, so that a build
 needs no Python. Entries are checked here, because the C side trusts them: it knows
@@ -126,12 +129,27 @@ def render(table):
     return "\n".join(head + strings.text + classes.text + tables + ["/* clang-format on */"]) + "\n"
 
 
+def renew(table, check_only):
+    import arch_installed
+
+    new, changes = arch_installed.renewed(table)
+    print("\n".join(changes) or "nothing changed")
+    if check_only:
+        sys.exit(1 if changes else 0)
+    JSON.write_text(json.dumps(new, indent=1, sort_keys=True) + "\n")
+    return new
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--check", action="store_true", help="write nothing")
+    parser.add_argument("--renew", action="store_true", help="from what is installed")
     args = parser.parse_args()
+    table = json.loads(JSON.read_text())
+    if args.renew:
+        table = renew(table, args.check)
     try:
-        text = render(json.loads(JSON.read_text()))
+        text = render(table)
     except BadTable as bad:
         sys.exit(f"{JSON}: {bad}")
     if args.check:

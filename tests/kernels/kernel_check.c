@@ -270,10 +270,10 @@ static void check_classes(void)
 
 static void check_tails(void)
 {
-    static unsigned char src[4 * 9000];
+    static unsigned char src[4 * 9600];
     static const size_t blocksizes[] = {64, 128, 4096};
     for (int d = 0; d < QF_FLOAT_COUNT; d++) {
-        for (size_t i = 0; i < 9000; i++)
+        for (size_t i = 0; i < 9600; i++)
             put((enum qf_dtype)d, src, i, i % 5 == 0 ? HEAVY : NORMAL);
         for (size_t b = 0; b < 3; b++) {
             /* Every tail, then every number of blocks in a batch. */
@@ -324,14 +324,16 @@ static void check_ties(void)
     }
 }
 
-/* Every value of a 16-bit type that is at most the absmax, in blocks of that absmax. */
+/* In blocks of an absmax, every value of a 16-bit type from it down to where all codes
+ * are those of zero (11 binades; bf16, where most are alike: 36). */
 static void check_every16(enum qf_dtype dtype, uint16_t step)
 {
     static uint16_t src[2 * 66000];
     uint32_t inf = dtype == QF_BF16 ? 0x7f80 : 0x7c00;
+    uint32_t range = dtype == QF_BF16 ? 0x1200 : 0x2c00;
     for (uint32_t absmax = 0; absmax <= inf; absmax += step) {
         size_t n = 0;
-        for (uint32_t u = absmax > 0x1200 ? absmax - 0x1200 : 0; u <= absmax; u++) {
+        for (uint32_t u = absmax > range ? absmax - range : 0; u <= absmax; u++) {
             if (n % 64 == 0)
                 src[n++] = (uint16_t)absmax;
             src[n++] = (uint16_t)u;

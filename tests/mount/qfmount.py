@@ -104,7 +104,8 @@ class Mount:
 
     def __exit__(self, kind, value, trace):
         if kind is not None:
-            sys.stderr.write("".join(f"  log: {s}\n" for s in self.log().splitlines()))
+            said = self.log() + "\n" + self.complaints()
+            sys.stderr.write("".join(f"  log: {s}\n" for s in said.splitlines()))
         try:
             self.close()
         except Exception:

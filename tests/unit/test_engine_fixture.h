@@ -55,8 +55,14 @@ struct fx {
     _Atomic int released;
 };
 
-#define FX_QUANT(transposed_) {QF_REASON_QUANTIZED, QF_BF16, transposed_}
-#define FX_KEEP(dtype_)       {QF_REASON_NAME, dtype_, false}
+#define FX_QUANT(transposed_)                                                          \
+    {                                                                                  \
+        QF_REASON_QUANTIZED, QF_BF16, transposed_                                      \
+    }
+#define FX_KEEP(dtype_)                                                                \
+    {                                                                                  \
+        QF_REASON_NAME, dtype_, false                                                  \
+    }
 
 /* All that can happen to a tensor: whole and short chunks, casts, odd sizes and places,
  * tensors turned over, tensors without elements. */
@@ -104,8 +110,9 @@ static inline void fx_begin(struct fx *fx, const struct fx_tensor *tensors,
     }
     fx->source = stfile_make(st, count, &fx->source_size);
     tmpdir_write(fx->dir, SOURCE_NAME, fx->source, fx->source_size);
-    assert_int_equal(
-        qf_shard_header_size(fx->source, fx->source_size, &header_size, &err), 0);
+    assert_int_equal(qf_shard_header_size(fx->source, fx->source_size, &header_size,
+                                          &err),
+                     0);
     assert_int_equal(qf_shard_parse(fx->source, (size_t)header_size + 8,
                                     fx->source_size, &fx->shard, &err),
                      0);
@@ -120,8 +127,10 @@ static inline void fx_begin(struct fx *fx, const struct fx_tensor *tensors,
 static inline void fx_open(struct fx *fx, qf_backend *backend, qf_store *store,
                            uint64_t memory)
 {
-    struct qf_engine_options options = {
-        .backend = backend, .store = store, .thread_count = 3, .memory_limit = memory};
+    struct qf_engine_options options = {.backend = backend,
+                                        .store = store,
+                                        .thread_count = 3,
+                                        .memory_limit = memory};
     fx->store = store;
     fx->released = 0;
     assert_int_equal(qf_engine_new(&options, &fx->engine), 0);
@@ -274,8 +283,8 @@ static inline void fx_expect_4bit(const struct fx *fx, const struct qf_shard *vi
     assert_true(packed && codes && absmax && nested_absmax);
     (fp4 ? k->fp4 : k->nf4)[fx->dtype](x, n, 64, packed, absmax);
     fx_part(view, all, t->name, stem, "", packed, (n + 1) / 2);
-    fx_part(view, all, t->name, stem, ".quant_map",
-            fp4 ? qf_fp4_values : qf_nf4_values, 64);
+    fx_part(view, all, t->name, stem, ".quant_map", fp4 ? qf_fp4_values : qf_nf4_values,
+            64);
     if (dq) {
         offset = k->mean(absmax, blocks);
         k->nested(absmax, blocks, offset, codes, nested_absmax);
@@ -285,8 +294,8 @@ static inline void fx_expect_4bit(const struct fx *fx, const struct qf_shard *vi
     } else {
         fx_part(view, all, t->name, stem, ".absmax", absmax, blocks * 4);
     }
-    const char *suffix = fp4 ? ".quant_state.bitsandbytes__fp4"
-                             : ".quant_state.bitsandbytes__nf4";
+    const char *suffix =
+        fp4 ? ".quant_state.bitsandbytes__fp4" : ".quant_state.bitsandbytes__nf4";
     char name[256], text[512];
     snprintf(name, sizeof name, "%s%s", t->name, suffix);
     const struct qf_tensor *state = qf_shard_find(view, name);

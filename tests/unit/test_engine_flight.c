@@ -82,8 +82,10 @@ static void test_once_each(void **state)
         store.late = true;
         fx_open(&fx, backend, &store.base, 0);
         for (size_t i = 0; i < THREADS; i++)
-            readers[i] = (struct reader){
-                .fx = &fx, .all = all, .count = 150, .seed = i * 1000 + v};
+            readers[i] = (struct reader){.fx = &fx,
+                                         .all = all,
+                                         .count = 60,
+                                         .seed = i * 1000 + v};
         run(readers, read_at_random);
         for (size_t i = 0; i < THREADS; i++)
             assert_int_equal(readers[i].result, 0);

@@ -16,8 +16,8 @@
 static void test_sizes(void **state)
 {
     (void)state;
-    const size_t sizes[] = {0,          1,           16 * KIB, 16 * KIB + 1, 100000,
-                            1024 * KIB, 1024 * KIB + 1, 9000000};
+    const size_t sizes[] = {0,      1,          16 * KIB,       16 * KIB + 1,
+                            100000, 1024 * KIB, 1024 * KIB + 1, 9000000};
     struct qf_memory memory;
     qf_memory_init(&memory, 64u << 20);
     uint64_t used = 0;

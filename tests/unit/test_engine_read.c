@@ -11,25 +11,31 @@ static const char *const isas[] = {"scalar", NULL};
 static void test_whole(void **state)
 {
     (void)state;
-    const size_t steps[] = {1u << 20, 131072, 99991};
+    const size_t steps[] = {1u << 20, 99991};
     for (size_t v = 0; v < 4; v++) {
         struct fx fx;
+        unsigned char *first = NULL;
         fx_begin(&fx, fx_all, FX_ALL_COUNT, views[v]);
         for (size_t i = 0; i < 2; i++) {
-            for (size_t s = 0; s < (i == 0 ? 1 : 3); s++) {
+            for (size_t s = 0; s < (i == 0 ? 1 : 2); s++) {
                 qf_backend *backend = fx_backend(isas[i]);
                 qf_store *store = fx_store_mem(0);
                 fx_open(&fx, backend, store, 0);
                 unsigned char *all = fx_read_all(&fx, steps[s]);
-                fx_expect(&fx, all);
+                if (first == NULL)
+                    fx_expect(&fx, all);
+                else
+                    assert_memory_equal(all, first, fx.layout->file_size);
                 assert_int_equal(fx_stats(&fx).chunks_encoded, fx_chunks(&fx));
                 assert_int_equal(fx_stats(&fx).bytes_served, fx.layout->file_size);
-                free(all);
+                free(first);
+                first = all;
                 fx_close(&fx);
                 qf_store_close(store);
                 qf_backend_close(backend);
             }
         }
+        free(first);
         fx_end(&fx);
     }
 }
@@ -69,10 +75,10 @@ static void test_ranges(void **state)
             qf_backend *backend = fx_backend(NULL);
             qf_store *store = fx_store_mem(limits[l]);
             fx_open(&fx, backend, store, QF_ENGINE_MEMORY_MIN);
-            check_ranges(&fx, fx.source, 0);
             unsigned char *all = fx_read_all(&fx, 1u << 20);
-            fx_expect(&fx, all);
-            check_ranges(&fx, all, 400);
+            if (l == 0)
+                fx_expect(&fx, all);
+            check_ranges(&fx, all, 120);
             free(all);
             fx_close(&fx);
             qf_store_close(store);
@@ -121,16 +127,17 @@ static void test_tiny_tensors(void **state)
     assert_true(st && decisions && names);
     for (size_t i = 0; i < COUNT; i++) {
         snprintf(names[i], sizeof names[i], "t%05zu.weight", i);
-        st[i] = (struct stfile_tensor){names[i], QF_BF16, 2, {1 + i % 3, i % 70, 0, 0},
-                                       NULL};
+        st[i] = (struct stfile_tensor){
+            names[i], QF_BF16, 2, {1 + i % 3, i % 70, 0, 0}, NULL};
         decisions[i] = (struct qf_decision)FX_KEEP(QF_BF16);
         if (i % 2 == 0)
             decisions[i] = (struct qf_decision)FX_QUANT(i % 4 == 0);
     }
     fx.source = stfile_make(st, COUNT, &fx.source_size);
     tmpdir_write(fx.dir, SOURCE_NAME, fx.source, fx.source_size);
-    assert_int_equal(
-        qf_shard_header_size(fx.source, fx.source_size, &header_size, &err), 0);
+    assert_int_equal(qf_shard_header_size(fx.source, fx.source_size, &header_size,
+                                          &err),
+                     0);
     assert_int_equal(qf_shard_parse(fx.source, (size_t)header_size + 8, fx.source_size,
                                     &fx.shard, &err),
                      0);
@@ -211,8 +218,7 @@ static void test_no_columns(void **state)
     assert_true(fx.layout->file_size > UINT64_C(1) << 42);
     memset(got, 1, 1u << 20);
     assert_int_equal(fx_read(fx.file, UINT64_C(1) << 41, 1u << 20, got), 1u << 20);
-    for (size_t i = 0; i < 1u << 20; i++)
-        assert_int_equal(got[i], 0);
+    assert_true(got[0] == 0 && memcmp(got, got + 1, (1u << 20) - 1) == 0);
     fx_close(&fx);
     qf_store_close(store);
     qf_backend_close(backend);
@@ -223,9 +229,9 @@ static void test_no_columns(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_whole),       cmocka_unit_test(test_ranges),
-        cmocka_unit_test(test_ends),        cmocka_unit_test(test_tiny_tensors),
-        cmocka_unit_test(test_no_columns),  cmocka_unit_test(test_release_after_close),
+        cmocka_unit_test(test_whole),      cmocka_unit_test(test_ranges),
+        cmocka_unit_test(test_ends),       cmocka_unit_test(test_tiny_tensors),
+        cmocka_unit_test(test_no_columns), cmocka_unit_test(test_release_after_close),
     };
     return cmocka_run_group_tests_name("engine_read", tests, NULL, NULL);
 }

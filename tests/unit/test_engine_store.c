@@ -42,10 +42,11 @@ static void sparse_begin(struct fx *fx, const char *view, size_t small_count,
     for (uint64_t at = header_size; at + 8 < fx->source_size; at += 5003 * 2)
         assert_int_equal(pwrite(fd, "\x12\x3f\x77\xbe", 4, (off_t)at), 4);
     close(fd);
-    assert_int_equal(
-        qf_shard_header_size(fx->source, fx->source_size, &header, &err), 0);
-    assert_int_equal(
-        qf_shard_parse(fx->source, header_size, fx->source_size, &fx->shard, &err), 0);
+    assert_int_equal(qf_shard_header_size(fx->source, fx->source_size, &header, &err),
+                     0);
+    assert_int_equal(qf_shard_parse(fx->source, header_size, fx->source_size,
+                                    &fx->shard, &err),
+                     0);
     assert_int_equal(qf_view_parse(view, strlen(view), &fx->view, NULL), 0);
     assert_int_equal(qf_layout_build(fx->shard, decisions, &fx->view, fx->dtype,
                                      &fx->layout, &err),

@@ -47,7 +47,8 @@ static const char *look(struct ctx *c, const char *path, size_t view, bool force
         fail_msg("%s: %s", path, strerror(-rc));
     snprintf(reason, sizeof reason, "%s", variant->reason);
     assert_string_equal(variant->view.name, c->views[view].name);
-    assert_true((reason[0] == '\0') == (qf_variant_find(variant, "config.json") != NULL));
+    assert_true((reason[0] == '\0') ==
+                (qf_variant_find(variant, "config.json") != NULL));
     qf_snapshot_release(snapshot);
     return reason;
 }
@@ -89,8 +90,8 @@ static void test_freshness(void **state)
     usleep((QF_CATALOG_FRESH_MS + 50) * 1000);
     assert_string_equal(look(&c, "m", 0, false), "");
     assert_int_equal(loaded(&c), 3);
-    /* a file that does not matter, in a file that does not change: the directory's times
-     * say that something did */
+    /* a file that does not matter, in a file that does not change: the directory's
+     * times say that something did */
     tmpdir_write_text(c.s.dir, "m/notes", "");
     look(&c, "m", 0, true);
     assert_int_equal(loaded(&c), 4);
@@ -168,11 +169,11 @@ static void test_errors(void **state)
     const struct qf_variant *variant;
     begin(&c, 64u << 20);
     sfx_model(&c.s, "m");
-    assert_int_equal(
-        qf_catalog_get(c.catalog, "absent", 0, false, &snapshot, &variant), -ENOENT);
-    assert_int_equal(
-        qf_catalog_get(c.catalog, "m/config.json", 0, false, &snapshot, &variant),
-        -ENOTDIR);
+    assert_int_equal(qf_catalog_get(c.catalog, "absent", 0, false, &snapshot, &variant),
+                     -ENOENT);
+    assert_int_equal(qf_catalog_get(c.catalog, "m/config.json", 0, false, &snapshot,
+                                    &variant),
+                     -ENOTDIR);
     look(&c, "m", 0, false);
     assert_int_equal(rename(sfx_path(&c.s, "m"), sfx_path(&c.s, "k")), 0);
     assert_int_equal(qf_catalog_get(c.catalog, "m", 0, true, &snapshot, &variant),

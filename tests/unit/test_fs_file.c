@@ -121,8 +121,8 @@ static void test_touch(void **state)
     assert_int_equal(qf_file_open(s.tree, shard.st.st_ino, &file), 0);
     assert_int_equal(qf_file_open(s.tree, readme.st.st_ino, &readme_file), 0);
     const struct timespec times[2] = {{5, 5}, {5, 5}};
-    assert_int_equal(
-        utimensat(AT_FDCWD, sfx_path(&s, "m/model.safetensors"), times, 0), 0);
+    assert_int_equal(utimensat(AT_FDCWD, sfx_path(&s, "m/model.safetensors"), times, 0),
+                     0);
     assert_int_equal(utimensat(AT_FDCWD, sfx_path(&s, "m/README.md"), times, 0), 0);
     assert_int_equal(qf_file_read(file, 0, 100, &read), -ESTALE);
     assert_int_equal(qf_file_read(readme_file, 0, 100, &read), -ESTALE);
@@ -168,12 +168,11 @@ static void test_download(void **state)
     const struct stfile_tensor second[] = {model_tensors[1], model_tensors[2]};
     sfx_begin(&s);
     tmpdir_write_text(s.dir, "m/config.json", CONFIG);
-    tmpdir_write_text(
-        s.dir, "m/model.safetensors.index.json",
-        "{\"metadata\": {\"total_size\": 1}, \"weight_map\": {"
-        "\"model.layers.0.self_attn.q_proj.weight\": \"a.safetensors\", "
-        "\"model.layers.0.self_attn.k_proj.weight\": \"b.safetensors\", "
-        "\"model.norm.weight\": \"b.safetensors\"}}");
+    tmpdir_write_text(s.dir, "m/model.safetensors.index.json",
+                      "{\"metadata\": {\"total_size\": 1}, \"weight_map\": {"
+                      "\"model.layers.0.self_attn.q_proj.weight\": \"a.safetensors\", "
+                      "\"model.layers.0.self_attn.k_proj.weight\": \"b.safetensors\", "
+                      "\"model.norm.weight\": \"b.safetensors\"}}");
     stfile_write(s.dir, "m/a.safetensors", first, 1);
     tmpdir_write_text(s.dir, "m/b.safetensors.incomplete", "x");
     sfx_open(&s, "nf4");
@@ -211,9 +210,9 @@ static void test_snapshot_outlives(void **state)
     size_t size;
     begin(&s);
     assert_int_equal(qf_file_open(s.tree, sfx_entry(&s, SHARD).st.st_ino, &file), 0);
-    assert_int_equal(
-        qf_file_open(s.tree, sfx_entry(&s, "nf4/m/config.json").st.st_ino, &text_file),
-        0);
+    assert_int_equal(qf_file_open(s.tree, sfx_entry(&s, "nf4/m/config.json").st.st_ino,
+                                  &text_file),
+                     0);
     assert_int_equal(unlink(sfx_path(&s, "m/config.json")), 0);
     assert_false(sfx_is_quantized(&s, SHARD));
     /* the source of the shard is what it was */
@@ -246,9 +245,12 @@ static void test_no_permission(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kinds),          cmocka_unit_test(test_ends),
-        cmocka_unit_test(test_generation),     cmocka_unit_test(test_touch),
-        cmocka_unit_test(test_config_decides), cmocka_unit_test(test_download),
+        cmocka_unit_test(test_kinds),
+        cmocka_unit_test(test_ends),
+        cmocka_unit_test(test_generation),
+        cmocka_unit_test(test_touch),
+        cmocka_unit_test(test_config_decides),
+        cmocka_unit_test(test_download),
         cmocka_unit_test(test_snapshot_outlives),
         cmocka_unit_test(test_no_permission),
     };

@@ -54,8 +54,9 @@ static inline void sfx_open(struct sfx *s, const char *views)
         qf_cpu_backend_open(NULL, &s->backend, &err) != 0)
         fail_msg("%s", err.text);
     assert_int_equal(qf_store_mem_open(16u << 20, &s->store), 0);
-    struct qf_engine_options engine = {
-        .backend = s->backend, .store = s->store, .thread_count = 2};
+    struct qf_engine_options engine = {.backend = s->backend,
+                                       .store = s->store,
+                                       .thread_count = 2};
     assert_int_equal(qf_engine_new(&engine, &s->engine), 0);
     struct qf_tree_options tree = {.root = s->root,
                                    .views = s->views,

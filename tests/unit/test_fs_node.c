@@ -89,8 +89,9 @@ static void test_many(void **state)
     size_t first = table.bucket_count;
     for (unsigned i = 0; i < COUNT; i++) {
         snprintf(path, sizeof path, "d/%u", i);
-        assert_int_equal(
-            qf_node_remember(&table, qf_node_id("nf4", path), 0, path, i + 1), 0);
+        assert_int_equal(qf_node_remember(&table, qf_node_id("nf4", path), 0, path,
+                                          i + 1),
+                         0);
     }
     assert_int_equal(table.count, COUNT);
     assert_true(table.bucket_count > first);

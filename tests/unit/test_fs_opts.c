@@ -177,10 +177,9 @@ static void test_help(void **state)
     qf_mount_options_help(&text);
     char *help = qf_buf_take(&text, NULL);
     assert_non_null(help);
-    static const char *const names[] = {"views=",    "cache=",         "cache_size=",
-                                        "memory=",   "threads=",       "isa=",
-                                        "attr_ttl=", "read_ahead_kb=", "fsname=",
-                                        "allow_other", "debug"};
+    static const char *const names[] = {
+        "views=",    "cache=",         "cache_size=", "memory=",     "threads=", "isa=",
+        "attr_ttl=", "read_ahead_kb=", "fsname=",     "allow_other", "debug"};
     for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
         assert_non_null(strstr(help, names[i]));
     free(help);

@@ -54,7 +54,8 @@ static struct result run(bool foreground, play *daemon)
     result.code = WEXITSTATUS(status);
     ssize_t n = 0, size = 0;
     while (size < (ssize_t)sizeof result.text - 1 &&
-           (n = read(text[0], result.text + size, sizeof result.text - 1 - (size_t)size)) > 0)
+           (n = read(text[0], result.text + size,
+                     sizeof result.text - 1 - (size_t)size)) > 0)
         size += n;
     unsigned char byte;
     if (read(report[0], &byte, 1) == 1)

@@ -40,9 +40,8 @@ static void test_lookup(void **state)
     char name[300];
     memset(name, 'n', sizeof name - 1);
     name[sizeof name - 1] = '\0';
-    assert_int_equal(
-        qf_tree_lookup(s.tree, sfx_entry(&s, "nf4").st.st_ino, name, &e),
-        -ENAMETOOLONG);
+    assert_int_equal(qf_tree_lookup(s.tree, sfx_entry(&s, "nf4").st.st_ino, name, &e),
+                     -ENAMETOOLONG);
     end(&s);
 }
 
@@ -54,7 +53,8 @@ static void test_sizes(void **state)
     struct stat st;
     begin(&s);
     assert_int_equal(stat(sfx_path(&s, "org/model/model.safetensors"), &st), 0);
-    uint64_t nf4 = (uint64_t)sfx_entry(&s, "nf4/org/model/model.safetensors").st.st_size;
+    uint64_t nf4 =
+        (uint64_t)sfx_entry(&s, "nf4/org/model/model.safetensors").st.st_size;
     uint64_t int8 =
         (uint64_t)sfx_entry(&s, "int8/org/model/model.safetensors").st.st_size;
     assert_true(nf4 < (uint64_t)st.st_size && nf4 != int8);
@@ -143,12 +143,12 @@ static void test_listing(void **state)
     tmpdir_write_text(s.dir, "org/model/later", "");
     assert_int_equal(qf_dir_count(dir), 5);
     qf_dir_close(dir);
-    assert_int_equal(
-        qf_tree_opendir(s.tree, sfx_entry(&s, "nf4/notes.txt").st.st_ino, &dir),
-        -ENOTDIR);
-    assert_int_equal(
-        qf_tree_opendir(s.tree, sfx_entry(&s, ".quantfs/status").st.st_ino, &dir),
-        -ENOTDIR);
+    assert_int_equal(qf_tree_opendir(s.tree, sfx_entry(&s, "nf4/notes.txt").st.st_ino,
+                                     &dir),
+                     -ENOTDIR);
+    assert_int_equal(qf_tree_opendir(s.tree, sfx_entry(&s, ".quantfs/status").st.st_ino,
+                                     &dir),
+                     -ENOTDIR);
     assert_int_equal(qf_tree_opendir(s.tree, 4711, &dir), -ESTALE);
     end(&s);
 }

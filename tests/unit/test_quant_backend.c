@@ -46,15 +46,45 @@ static void *allocate(uint64_t size)
     return p;
 }
 
+/* Random numbers that repeat after a prime number of elements. */
 static char *random_weight(enum qf_dtype dtype, uint64_t n)
 {
+    static float x[65521];
+    static char pattern[sizeof x];
     size_t width = qf_dtype_size(dtype);
-    char *w = allocate(n * width);
+    size_t count = sizeof x / sizeof *x;
     uint32_t state = 12345;
-    for (uint64_t i = 0; i < n; i++) {
+    for (size_t i = 0; i < count; i++) {
         state = state * 1664525u + 1013904223u;
-        float x = (float)(int32_t)state * 0x1p-33f;
-        qf_kernels_for(QF_ISA_SCALAR)->cast[QF_F32][dtype](&x, 1, w + i * width);
+        x[i] = (float)(int32_t)state * 0x1p-33f;
+    }
+    qf_kernels_best()->cast[QF_F32][dtype](x, count, pattern);
+    char *w = allocate(n * width);
+    for (uint64_t i = 0; i < n; i += count)
+        memcpy(w + i * width, pattern, (n - i < count ? n - i : count) * width);
+    return w;
+}
+
+/* The weight as it is quantized. */
+static char *straight(const struct qf_plan *p, const char *stored)
+{
+    size_t width = qf_dtype_size(p->src_dtype);
+    size_t rows = (size_t)p->rows;
+    size_t cols = (size_t)p->cols;
+    char *w = allocate(p->elem_count * width);
+    if (!p->transposed) {
+        memcpy(w, stored, (size_t)p->elem_count * width);
+        return w;
+    }
+    for (size_t r = 0; r < rows; r++) {
+        for (size_t c = 0; c < cols; c++) {
+            if (width == 4)
+                ((uint32_t *)(void *)w)[r * cols + c] =
+                    ((const uint32_t *)(const void *)stored)[c * rows + r];
+            else
+                ((uint16_t *)(void *)w)[r * cols + c] =
+                    ((const uint16_t *)(const void *)stored)[c * rows + r];
+        }
     }
     return w;
 }
@@ -70,16 +100,9 @@ static struct expected expect(const struct qf_plan *p, const char *stored)
     const struct qf_kernels *k = qf_kernels_best();
     enum qf_dtype d = p->spec.dtype;
     size_t n = (size_t)p->elem_count;
-    size_t from = qf_dtype_size(p->src_dtype);
     size_t width = qf_dtype_size(d);
-    char *src = allocate(n * from);
+    char *src = straight(p, stored);
     char *w = allocate(n * width);
-    for (size_t i = 0; i < n; i++) {
-        size_t row = i / (size_t)p->cols;
-        size_t col = i % (size_t)p->cols;
-        size_t at = p->transposed ? col * (size_t)p->rows + row : i;
-        memcpy(src + i * from, stored + at * from, from);
-    }
     k->cast[p->src_dtype][d](src, n, w);
     struct expected e;
     const struct qf_part *codes = qf_plan_part(p, QF_PART_CODES);
@@ -197,12 +220,14 @@ static void test_transposed(void **state)
     (void)state;
     static const uint64_t more[][2] = {
         {2304, 768}, {3072, 400}, {100000, 12}, {12, 100000}, {400, 3001}};
-    for (int codec = 0; codec < QF_CODEC_COUNT; codec += 3) {
-        struct qf_codec_spec spec = qf_codec_default((enum qf_codec)codec, QF_BF16);
-        for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-            check_weight(&spec, QF_F32, shapes[i][0], shapes[i][1], true);
-        for (size_t i = 0; i < sizeof more / sizeof *more; i++)
-            check_weight(&spec, QF_BF16, more[i][0], more[i][1], true);
+    struct qf_codec_spec nf4 = qf_codec_default(QF_CODEC_NF4, QF_BF16);
+    struct qf_codec_spec int8 = qf_codec_default(QF_CODEC_INT8, QF_BF16);
+    for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
+        check_weight(i % 2 == 0 ? &nf4 : &int8, QF_F32, shapes[i][0], shapes[i][1],
+                     true);
+    for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
+        check_weight(&nf4, QF_BF16, more[i][0], more[i][1], true);
+        check_weight(&int8, QF_BF16, more[i][0], more[i][1], true);
     }
 }
 
@@ -211,9 +236,11 @@ static void test_blocksizes(void **state)
     (void)state;
     struct qf_codec_spec spec = qf_codec_default(QF_CODEC_NF4, QF_F16);
     for (spec.blocksize = 64; spec.blocksize <= 4096; spec.blocksize *= 2) {
-        check_weight(&spec, QF_F16, 1025, 1027, false);
-        check_weight(&spec, QF_F32, 1027, 1025, true);
+        check_weight(&spec, QF_F16, 259, 1027, false);
+        check_weight(&spec, QF_F32, 257, 259, true);
     }
+    spec.blocksize = 4096;
+    check_weight(&spec, QF_F16, 1025, 1027, false);
 }
 
 /* A read error is that of its job alone. */

@@ -127,11 +127,17 @@ static void test_table_rows(void **state)
     assert_true(p.policy.decisions[0].transposed);
     assert_false(p.policy.decisions[1].transposed);
     qf_policy_fini(&p.policy);
-    plan(&p, "nf4", "{\"_class_name\":\"WanTransformer3DModel\"}", wan, 2);
-    assert_true(p.policy.diffusers);
-    assert_int_equal(p.policy.decisions[1].reason, QF_REASON_FP32);
-    assert_int_equal(p.policy.skip_count, 0);
-    qf_policy_fini(&p.policy);
+    static const char *const configs[] = {
+        "{\"_class_name\":\"WanTransformer3DModel\"}",
+        "{\"_class_name\":\"WanVACETransformer3DModel\"}"};
+    for (size_t i = 0; i < 2; i++) {
+        plan(&p, "nf4", configs[i], wan, 2);
+        assert_true(p.policy.diffusers);
+        assert_int_equal(p.policy.decisions[0].reason, QF_REASON_QUANTIZED);
+        assert_int_equal(p.policy.decisions[1].reason, QF_REASON_FP32);
+        assert_int_equal(p.policy.skip_count, 0);
+        qf_policy_fini(&p.policy);
+    }
 }
 
 static void test_model_dtype(void **state)
