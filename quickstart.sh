@@ -68,13 +68,14 @@ printf '  %-8s %10s\n' view size
 mounted=$(awk -v mnt="$(cd "$mnt" && pwd -P)" '$2 == mnt { print $1 }' /proc/self/mounts)
 [ -d "$mounted" ] && store=$mounted
 printf '  %-8s %10s   (%s)\n' source "$(human "$(size_of "$store")")" "$store"
-first=
 for view in "$mnt"/*/; do
     view=${view%/}
     printf '  %-8s %10s\n' "${view##*/}" "$(human "$(size_of "$view")")"
-    [ -n "$first" ] || first=$(find -L "$view" -maxdepth 6 -name config.json \
-        -exec grep -l '"quantization_config"' {} + 2>/dev/null | head -n 1)
+    [ "${view##*/}" = nf4 ] || [ -z "${example-}" ] || continue
+    example=$view
 done
+first=$(find -L "$example" -maxdepth 6 -name config.json \
+    -exec grep -l '"quantization_config"' {} + 2>/dev/null | head -n 1) || true
 echo
 echo "The sizes follow from the headers; nothing is quantized before it is read. To load"
 echo "a view (pip install torch transformers accelerate bitsandbytes):"

@@ -8,9 +8,13 @@
 #include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "ckpt/root.h"
+
+/* Coarse clocks tick at 100 Hz or more. */
+#define TIMESTAMP_STEP_NS INT64_C(20000000)
 
 struct qf_srcfile {
     int fd;
@@ -72,6 +76,23 @@ static int open_regular(const qf_root *root, const char *path, struct stat *st)
     return fd;
 }
 
+/* Timestamps move in steps of a few milliseconds: a second write in the step of the
+ * first would leave no trace. A file that has just been written is therefore looked at
+ * again when its step is over. A clock that is not ours (a file server's) may make the
+ * file look older than it is; one step is waited for at most. */
+static int settle(int fd, struct stat *st)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_REALTIME, &now);
+    int64_t age = nanoseconds(now) - nanoseconds(st->st_ctim);
+    if (age < 0 || age >= TIMESTAMP_STEP_NS)
+        return 0;
+    struct timespec rest = {.tv_nsec = (long)(TIMESTAMP_STEP_NS - age)};
+    while (nanosleep(&rest, &rest) != 0)
+        ;
+    return fstat_errno(fd, st);
+}
+
 int qf_srcfile_open(const qf_root *root, const char *path, qf_srcfile **out,
                     struct qf_err *err)
 {
@@ -84,9 +105,11 @@ int qf_srcfile_open(const qf_root *root, const char *path, qf_srcfile **out,
     if (fd < 0)
         return qf_err_set(err, fd, "%s: %s", path, strerror(-fd));
     qf_srcfile *file = malloc(sizeof *file);
-    if (file == NULL) {
+    int rc = file != NULL ? settle(fd, &st) : -ENOMEM;
+    if (rc != 0) {
         close(fd);
-        return qf_err_set(err, -ENOMEM, "%s: out of memory", path);
+        free(file);
+        return qf_err_set(err, rc, "%s: %s", path, strerror(-rc));
     }
     *file = (struct qf_srcfile){.fd = fd, .ident = qf_ident_of(&st)};
     *out = file;

@@ -24,11 +24,11 @@
 enum {
     HIDDEN = 384,
     INTERMEDIATE = 1024,
-    LAYERS = 10,
+    LAYERS = 14,
     HEADS = 6,
     KV_HEADS = 2,
     HEAD_DIM = HIDDEN / HEADS,
-    VOCAB = 8192,
+    VOCAB = 2048,
     POSITIONS = 2048,
     TENSORS = 3 + 9 * LAYERS,
     SHARDS = 2,

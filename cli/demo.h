@@ -9,8 +9,8 @@
 extern "C" {
 #endif
 
-/* Writes a Llama of 22 million random bfloat16 parameters (two shards, an index, a
- * config; 44 MB) into directory `dir`, which is made if it is missing. Every run writes
+/* Writes a Llama of 24 million random bfloat16 parameters (two shards, an index, a
+ * config; 47 MB) into directory `dir`, which is made if it is missing. Every run writes
  * the same bytes. -EEXIST when dir holds anything already; a failed run leaves nothing
  * of its own behind. */
 int qf_demo_write(const char *dir, struct qf_err *err) QF_MUST_CHECK;

@@ -20,9 +20,10 @@ struct qf_cuda_arena {
 };
 
 void qf_cuda_arenas_init(struct qf_cuda_arenas *arenas, int device,
-                         struct qf_cuda_faults *faults)
+                         struct qf_cuda_faults *faults, struct qf_cuda_turns *turns)
 {
-    *arenas = (struct qf_cuda_arenas){.faults = faults, .device = device};
+    *arenas =
+        (struct qf_cuda_arenas){.faults = faults, .turns = turns, .device = device};
     pthread_mutex_init(&arenas->lock, NULL);
 }
 
@@ -97,9 +98,12 @@ bool qf_cuda_arenas_reach(struct qf_cuda_arenas *arenas, const void *data, size_
     size_t skip = a != NULL ? (size_t)((const char *)data - a->data) : 0;
     if (a != NULL && skip < a->size && size <= a->size - skip) {
         if (a->state == NEW) {
-            bool ok = !qf_cuda_fault(arenas->faults, QF_CUDA_FAULT_REGISTER) &&
-                      qf_cuda_register(a->data, a->size, false) == 0;
-            a->state = ok ? REGISTERED : REFUSED;
+            a->state = REFUSED;
+            qf_cuda_register_turn(arenas->turns);
+            if (!qf_cuda_fault(arenas->faults, QF_CUDA_FAULT_REGISTER) &&
+                qf_cuda_register(a->data, a->size, false) == 0)
+                a->state = REGISTERED;
+            qf_cuda_register_done(arenas->turns);
         }
         reached = a->state == REGISTERED;
     }

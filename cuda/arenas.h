@@ -9,12 +9,14 @@
 #include <stddef.h>
 
 #include "cuda/fault.h"
+#include "cuda/turns.h"
 
 struct qf_cuda_arena;
 
 struct qf_cuda_arenas {
     pthread_mutex_t lock;
     struct qf_cuda_faults *faults; /* borrowed */
+    struct qf_cuda_turns *turns;   /* borrowed */
     int device;
     struct qf_cuda_arena *list; /* by address */
     size_t count;
@@ -22,7 +24,7 @@ struct qf_cuda_arenas {
 };
 
 void qf_cuda_arenas_init(struct qf_cuda_arenas *arenas, int device,
-                         struct qf_cuda_faults *faults);
+                         struct qf_cuda_faults *faults, struct qf_cuda_turns *turns);
 /* Everything must have been cleared. */
 void qf_cuda_arenas_fini(struct qf_cuda_arenas *arenas);
 void qf_cuda_arenas_add(struct qf_cuda_arenas *arenas, void *data, size_t size);

@@ -228,6 +228,7 @@ static void free_backend(struct qf_cuda_backend *cuda)
     pthread_mutex_destroy(&cuda->lock);
     pthread_mutex_destroy(&cuda->stats_lock);
     qf_cuda_faults_fini(&cuda->faults);
+    qf_cuda_turns_fini(&cuda->turns);
     free(cuda);
 }
 
@@ -269,7 +270,7 @@ static struct qf_cuda_backend *new_backend(const struct qf_cuda_options *options
     struct qf_cuda_backend *cuda = calloc(1, sizeof *cuda);
     if (cuda == NULL)
         return NULL;
-    if (qf_cuda_windows_init(&cuda->windows, &cuda->faults) != 0) {
+    if (qf_cuda_windows_init(&cuda->windows, &cuda->faults, &cuda->turns) != 0) {
         free(cuda);
         return NULL;
     }
@@ -284,7 +285,8 @@ static struct qf_cuda_backend *new_backend(const struct qf_cuda_options *options
     cuda->idle_ns = (uint64_t)idle_ms * 1000000u;
     cuda->slot_max = slots == 0 ? 1 : slots > 1024 ? 1024 : (unsigned)slots;
     qf_cuda_faults_init(&cuda->faults, getenv("QUANTFS_FAULT"));
-    qf_cuda_arenas_init(&cuda->arenas, options->device, &cuda->faults);
+    qf_cuda_arenas_init(&cuda->arenas, options->device, &cuda->faults, &cuda->turns);
+    qf_cuda_turns_init(&cuda->turns);
     pthread_condattr_t attr;
     pthread_condattr_init(&attr);
     pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);

@@ -76,6 +76,13 @@ size_t qf_cuda_batch_size(const struct qf_job *jobs, size_t count)
 
 /* ---- the source ---- */
 
+/* One copy to the device. */
+struct piece {
+    const void *from;
+    size_t in_off; /* in the slot */
+    size_t size;
+};
+
 /* What the copies of a batch share. */
 struct feed {
     struct qf_cuda_backend *cuda;
@@ -85,6 +92,9 @@ struct feed {
     int fd;                    /* whose file this is; -1: none */
     bool regular;
     struct qf_cuda_file file;
+    size_t piece_count;
+    struct piece
+        pieces[2 * QF_CUDA_LAUNCH_MAX]; /* a chunk lies in two windows at most */
 };
 
 /* Bytes of [from, to) of the file that this call is yet to want. */
@@ -150,7 +160,8 @@ static int feed_piece(struct feed *f, uint64_t off, size_t size, size_t in_off)
         qf_cuda_count(f->cuda, &f->cuda->stats.source_read, size);
         from = slot->staging_in + in_off;
     }
-    slot->rc = qf_cuda_copy_in(slot->queue, slot->in + in_off, from, size);
+    assert(f->piece_count < sizeof f->pieces / sizeof f->pieces[0]);
+    f->pieces[f->piece_count++] = (struct piece){from, in_off, size};
     return 0;
 }
 
@@ -226,20 +237,38 @@ static void clear_gaps(const struct qf_job *job)
     }
 }
 
-static int copy_record_out(struct qf_cuda_backend *cuda, struct qf_cuda_slot *slot,
-                           size_t i)
+/* Where the record is copied to: to its place, or through the pinned buffer. */
+static int choose_way_out(struct qf_cuda_backend *cuda, struct qf_cuda_slot *slot,
+                          size_t i)
 {
     const struct qf_job *job = &slot->jobs[i];
     size_t size = qf_plan_chunk_size(job->plan, job->chunk);
-    char *to = job->record;
-    slot->staged[i] = !qf_cuda_arenas_reach(&cuda->arenas, to, size);
-    if (slot->staged[i]) {
-        int rc = qf_cuda_slot_staging(cuda, &slot->staging_out, QF_CUDA_SLOT_OUT);
-        if (rc != 0)
-            return rc;
-        to = slot->staging_out + slot->out_off[i];
+    slot->staged[i] = !qf_cuda_arenas_reach(&cuda->arenas, job->record, size);
+    if (!slot->staged[i])
+        return 0;
+    return qf_cuda_slot_staging(cuda, &slot->staging_out, QF_CUDA_SLOT_OUT);
+}
+
+/* All that the driver is asked for, in one turn. */
+static int queue_all(const struct feed *f, const struct qf_cuda_launch *launch)
+{
+    struct qf_cuda_slot *slot = f->slot;
+    int rc = qf_cuda_fault(&f->cuda->faults, QF_CUDA_FAULT_LAUNCH) ? -EIO : 0;
+    qf_cuda_queue_turn(&f->cuda->turns);
+    for (size_t i = 0; i < f->piece_count && rc == 0; i++)
+        rc = qf_cuda_copy_in(slot->queue, slot->in + f->pieces[i].in_off,
+                             f->pieces[i].from, f->pieces[i].size);
+    if (rc == 0)
+        rc = qf_cuda_run(slot->queue, launch);
+    for (size_t i = 0; i < slot->count && rc == 0; i++) {
+        const struct qf_job *job = &slot->jobs[i];
+        char *to = slot->staged[i] ? slot->staging_out + slot->out_off[i] : job->record;
+        if (job->rc == 0)
+            rc = qf_cuda_copy_out(slot->queue, to, slot->out + slot->out_off[i],
+                                  qf_plan_chunk_size(job->plan, job->chunk));
     }
-    return qf_cuda_copy_out(slot->queue, to, slot->out + slot->out_off[i], size);
+    qf_cuda_queue_done(&f->cuda->turns);
+    return rc;
 }
 
 /* ---- contract ---- */
@@ -276,13 +305,11 @@ void qf_cuda_batch_start(struct qf_cuda_backend *cuda, struct qf_cuda_slot *slot
         in += aligned(size);
         out += aligned(qf_plan_chunk_size(jobs[i].plan, jobs[i].chunk));
     }
-    if (slot->rc == 0 && qf_cuda_fault(&cuda->faults, QF_CUDA_FAULT_LAUNCH))
-        slot->rc = -EIO;
-    if (slot->rc == 0 && launch.count != 0)
-        slot->rc = qf_cuda_run(slot->queue, &launch);
     for (size_t i = 0; i < n && slot->rc == 0; i++)
         if (jobs[i].rc == 0)
-            slot->rc = copy_record_out(cuda, slot, i);
+            slot->rc = choose_way_out(cuda, slot, i);
+    if (slot->rc == 0 && launch.count != 0)
+        slot->rc = queue_all(&f, &launch);
 }
 
 int qf_cuda_batch_end(struct qf_cuda_backend *cuda, struct qf_cuda_slot *slot)

@@ -14,6 +14,7 @@
 #include "cuda/cuda_backend.h"
 #include "cuda/device.h"
 #include "cuda/fault.h"
+#include "cuda/turns.h"
 #include "cuda/windows.h"
 
 #define QF_CUDA_SLOT_IN  ((size_t)16 << 20)
@@ -33,6 +34,7 @@ struct qf_cuda_backend {
     uint64_t idle_ns;
     unsigned slot_max;
     struct qf_cuda_faults faults;
+    struct qf_cuda_turns turns;
     struct qf_cuda_windows windows;
     struct qf_cuda_arenas arenas;
     pthread_t keeper;

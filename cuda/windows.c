@@ -59,9 +59,10 @@ static bool same_file(const struct qf_cuda_file *a, const struct qf_cuda_file *b
            a->mtime_ns == b->mtime_ns && a->ctime_ns == b->ctime_ns;
 }
 
-int qf_cuda_windows_init(struct qf_cuda_windows *windows, struct qf_cuda_faults *faults)
+int qf_cuda_windows_init(struct qf_cuda_windows *windows, struct qf_cuda_faults *faults,
+                         struct qf_cuda_turns *turns)
 {
-    *windows = (struct qf_cuda_windows){.faults = faults};
+    *windows = (struct qf_cuda_windows){.faults = faults, .turns = turns};
     windows->entries = calloc(QF_CUDA_WINDOWS_SEEN, sizeof *windows->entries);
     if (windows->entries == NULL)
         return -ENOMEM;
@@ -116,8 +117,13 @@ static bool open_window(struct qf_cuda_windows *windows,
     if (p == MAP_FAILED)
         return false;
     populate(p, size);
-    if (qf_cuda_fault(windows->faults, QF_CUDA_FAULT_REGISTER) ||
-        qf_cuda_register(p, size, true) != 0) {
+    int rc = -EINVAL;
+    if (!qf_cuda_fault(windows->faults, QF_CUDA_FAULT_REGISTER)) {
+        qf_cuda_register_turn(windows->turns);
+        rc = qf_cuda_register(p, size, true);
+        qf_cuda_register_done(windows->turns);
+    }
+    if (rc != 0) {
         munmap(p, size);
         return false;
     }
@@ -125,11 +131,13 @@ static bool open_window(struct qf_cuda_windows *windows,
     return true;
 }
 
-static void close_window(void *map, size_t size)
+static void close_window(struct qf_cuda_windows *windows, void *map, size_t size)
 {
     if (map == NULL)
         return;
+    qf_cuda_register_turn(windows->turns);
     qf_cuda_unregister(map);
+    qf_cuda_register_done(windows->turns);
     munmap(map, size);
 }
 
@@ -206,7 +214,7 @@ static void make_ready(struct qf_cuda_windows *windows, struct qf_cuda_window *w
     uint64_t left = file.size - off;
     size_t size = (size_t)(left < QF_CUDA_WINDOW_SIZE ? left : QF_CUDA_WINDOW_SIZE);
     pthread_mutex_unlock(&windows->lock);
-    close_window(victim.map, victim.size);
+    close_window(windows, victim.map, victim.size);
     void *map = NULL;
     bool ok = open_window(windows, &file, off, size, &map);
     pthread_mutex_lock(&windows->lock);
@@ -267,7 +275,7 @@ void qf_cuda_windows_clear(struct qf_cuda_windows *windows)
         struct qf_cuda_window *w = &windows->entries[i];
         assert(w->refs == 0 && w->state != BUSY);
         if (w->state == READY)
-            close_window(w->map, w->size);
+            close_window(windows, w->map, w->size);
         *w = (struct qf_cuda_window){0};
     }
     windows->registered = 0;

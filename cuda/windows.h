@@ -11,6 +11,7 @@
 #include <stdint.h>
 
 #include "cuda/fault.h"
+#include "cuda/turns.h"
 
 /* Bytes of a window: registering is fastest in pieces of 16 MiB and more. */
 #define QF_CUDA_WINDOW_SIZE (UINT64_C(32) << 20)
@@ -35,6 +36,7 @@ struct qf_cuda_windows {
     pthread_mutex_t lock;
     pthread_cond_t changed;
     struct qf_cuda_faults *faults; /* borrowed */
+    struct qf_cuda_turns *turns;   /* borrowed */
     struct qf_cuda_window *entries;
     unsigned registered; /* READY or on the way */
     uint64_t clock;
@@ -43,8 +45,8 @@ struct qf_cuda_windows {
 /* False: fd is no regular file. */
 bool qf_cuda_file_of(int fd, struct qf_cuda_file *out);
 
-int qf_cuda_windows_init(struct qf_cuda_windows *windows,
-                         struct qf_cuda_faults *faults);
+int qf_cuda_windows_init(struct qf_cuda_windows *windows, struct qf_cuda_faults *faults,
+                         struct qf_cuda_turns *turns);
 /* Everything must have been cleared. */
 void qf_cuda_windows_fini(struct qf_cuda_windows *windows);
 /* Where file bytes [off, …) lie in registered memory, or NULL: they must be read.

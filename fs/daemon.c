@@ -148,6 +148,22 @@ out:
     return 0;
 }
 
+/* mountinfo writes blanks and backslashes of a path as \\ooo. */
+static void unescape_octal(char *text)
+{
+    char *to = text;
+    for (const char *from = text; *from != '\0'; to++) {
+        unsigned value;
+        if (from[0] == '\\' && sscanf(from + 1, "%3o", &value) == 1) {
+            *to = (char)value;
+            from += 4;
+        } else {
+            *to = *from++;
+        }
+    }
+    *to = '\0';
+}
+
 /* The mount's device number, from mountinfo: asking the mount itself would wait for us.
  */
 static bool find_device(const char *mountpoint, char *device, size_t size)
@@ -160,8 +176,10 @@ static bool find_device(const char *mountpoint, char *device, size_t size)
     bool found = false;
     while (getline(&line, &capacity, file) > 0) {
         char number[32], point[PATH_MAX];
-        if (sscanf(line, "%*s %*s %31s %*s %4095s", number, point) == 2 &&
-            strcmp(point, mountpoint) == 0) {
+        if (sscanf(line, "%*s %*s %31s %*s %4095s", number, point) != 2)
+            continue;
+        unescape_octal(point);
+        if (strcmp(point, mountpoint) == 0) {
             found = true; /* the last one is on top */
             snprintf(device, size, "%s", number);
         }

@@ -551,7 +551,8 @@ INLINE void cast(enum qf_dtype from, enum qf_dtype to, const void *src, size_t n
 
 INLINE __mmask16 lanes_left(size_t n)
 {
-    return (__mmask16)(n >= 16 ? 0xffffu : (1u << n) - 1);
+    unsigned mask = n >= 16 ? 0xffffu : (1u << n) - 1;
+    return (__mmask16)(mask & 0xffffu);
 }
 
 INLINE __m512i nested_codes(__m512 u)
