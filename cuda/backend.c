@@ -9,9 +9,11 @@
  * `active` and `dropping`. */
 #include <assert.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 #include "base/log.h"
 #include "cuda/slots.h"
@@ -19,6 +21,8 @@
 /* Batches of one call on the way: one registers, one copies in, one computes, one
  * copies out. */
 #define RING 4
+/* Page cache that nobody has read for so long is pinned no longer. */
+#define WINDOWS_IDLE_NS UINT64_C(1000000000)
 
 /* One encode call. */
 struct call {
@@ -177,19 +181,22 @@ static void cuda_unpin(qf_backend *backend, void *data)
 
 /* ---- giving the device back ---- */
 
-/* With the lock held, which is let go meanwhile; nobody is active. */
-static void drop_context(struct qf_cuda_backend *cuda)
+/* With the lock held, which is let go meanwhile; nobody is active. all: the context,
+ * too; else the windows only. */
+static void drop(struct qf_cuda_backend *cuda, bool all)
 {
     cuda->dropping = true;
     pthread_mutex_unlock(&cuda->lock);
     /* A device that cannot be entered has nothing left to be given back one by one. */
     (void)(qf_cuda_device_enter(cuda->device) == 0);
-    qf_cuda_slots_clear(cuda);
     qf_cuda_windows_clear(&cuda->windows);
-    qf_cuda_arenas_clear(&cuda->arenas);
-    qf_cuda_device_reset();
+    if (all) {
+        qf_cuda_slots_clear(cuda);
+        qf_cuda_arenas_clear(&cuda->arenas);
+        qf_cuda_device_reset();
+    }
     pthread_mutex_lock(&cuda->lock);
-    cuda->context = false;
+    cuda->context = cuda->context && !all;
     cuda->dropping = false;
     pthread_cond_broadcast(&cuda->changed);
 }
@@ -206,13 +213,18 @@ static void *keep(void *arg)
     struct qf_cuda_backend *cuda = arg;
     pthread_mutex_lock(&cuda->lock);
     while (!cuda->closing || cuda->context) {
-        uint64_t until = cuda->used_ns + cuda->idle_ns;
+        uint64_t now = qf_cuda_now_ns();
+        uint64_t end = cuda->used_ns + cuda->idle_ns;
+        uint64_t windows_end = cuda->used_ns + WINDOWS_IDLE_NS;
+        bool windows = qf_cuda_windows_any(&cuda->windows);
         if (!cuda->context || cuda->active != 0)
             pthread_cond_wait(&cuda->changed, &cuda->lock);
-        else if (cuda->closing || cuda->down || qf_cuda_now_ns() >= until)
-            drop_context(cuda);
+        else if (cuda->closing || cuda->down || now >= end)
+            drop(cuda, true);
+        else if (windows && now >= windows_end)
+            drop(cuda, false);
         else
-            wait_until(cuda, until);
+            wait_until(cuda, windows && windows_end < end ? windows_end : end);
     }
     pthread_mutex_unlock(&cuda->lock);
     return NULL;
@@ -264,13 +276,33 @@ static int start_keeper(struct qf_cuda_backend *cuda)
     return -rc;
 }
 
+/* What this process may use: the machine's memory, or less in a control group. What is
+ * pinned cannot be reclaimed, and page cache counts, too. */
+static uint64_t memory_size(void)
+{
+    long pages = sysconf(_SC_PHYS_PAGES);
+    long page = sysconf(_SC_PAGESIZE);
+    uint64_t size = pages > 0 && page > 0 ? (uint64_t)pages * (uint64_t)page : 0;
+    FILE *file = fopen("/sys/fs/cgroup/memory.max", "re");
+    unsigned long long limit;
+    if (file != NULL) {
+        if (fscanf(file, "%llu", &limit) == 1 && limit < size)
+            size = limit;
+        fclose(file);
+    }
+    return size;
+}
+
 static struct qf_cuda_backend *new_backend(const struct qf_cuda_options *options,
                                            qf_backend *fallback)
 {
     struct qf_cuda_backend *cuda = calloc(1, sizeof *cuda);
     if (cuda == NULL)
         return NULL;
-    if (qf_cuda_windows_init(&cuda->windows, &cuda->faults, &cuda->turns) != 0) {
+    uint64_t pinned = options->pinned_limit != 0 ? options->pinned_limit
+                                                 : memory_size() / QF_CUDA_PINNED_PART;
+    if (qf_cuda_windows_init(&cuda->windows, pinned, &cuda->faults, &cuda->turns) !=
+        0) {
         free(cuda);
         return NULL;
     }

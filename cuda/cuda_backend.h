@@ -18,6 +18,8 @@ struct qf_cuda_options {
     int device;            /* as CUDA numbers them */
     uint64_t memory_limit; /* bytes of device memory for buffers (the driver's own
                               context comes on top) */
+    uint64_t pinned_limit; /* bytes of page cache that may be pinned while files are
+                              read (given back when nothing was read for a second) */
     uint32_t idle_ms;      /* unused for so long, it gives everything back: context,
                               device memory, pinned pages */
 };
@@ -26,6 +28,8 @@ struct qf_cuda_options {
 /* One slot: 16 MiB of source and 8 MiB of results. Smaller limits count as this. */
 #define QF_CUDA_MEMORY_MIN      (UINT64_C(24) << 20)
 #define QF_CUDA_IDLE_MS_DEFAULT 10000u
+/* The default of pinned_limit: this part of the memory that the process may use. */
+#define QF_CUDA_PINNED_PART 8u
 
 struct qf_cuda_stats {
     uint64_t chunks;          /* encoded on the device */

@@ -23,6 +23,12 @@
 
 /* Places of a window that are asked whether they are in the page cache. */
 #define PROBES 4
+/* Windows registered at a time, at least and at most. */
+#define LIMIT_MIN 8
+#define LIMIT_MAX 4096
+/* Windows that are closed together to make room: taking one back waits for the device,
+ * taking back more after it hardly costs more. */
+#define EVICT 16
 
 enum state { FREE, SEEN, BUSY, READY, REFUSED };
 
@@ -59,11 +65,16 @@ static bool same_file(const struct qf_cuda_file *a, const struct qf_cuda_file *b
            a->mtime_ns == b->mtime_ns && a->ctime_ns == b->ctime_ns;
 }
 
-int qf_cuda_windows_init(struct qf_cuda_windows *windows, struct qf_cuda_faults *faults,
-                         struct qf_cuda_turns *turns)
+int qf_cuda_windows_init(struct qf_cuda_windows *windows, uint64_t pinned_limit,
+                         struct qf_cuda_faults *faults, struct qf_cuda_turns *turns)
 {
     *windows = (struct qf_cuda_windows){.faults = faults, .turns = turns};
-    windows->entries = calloc(QF_CUDA_WINDOWS_SEEN, sizeof *windows->entries);
+    uint64_t limit = pinned_limit / QF_CUDA_WINDOW_SIZE;
+    windows->limit = limit < LIMIT_MIN   ? LIMIT_MIN
+                     : limit > LIMIT_MAX ? LIMIT_MAX
+                                         : (size_t)limit;
+    windows->capacity = windows->limit + QF_CUDA_WINDOWS_SEEN;
+    windows->entries = calloc(windows->capacity, sizeof *windows->entries);
     if (windows->entries == NULL)
         return -ENOMEM;
     pthread_mutex_init(&windows->lock, NULL);
@@ -146,7 +157,7 @@ static void close_window(struct qf_cuda_windows *windows, void *map, size_t size
 static struct qf_cuda_window *find(const struct qf_cuda_windows *windows,
                                    const struct qf_cuda_file *file, uint64_t number)
 {
-    for (size_t i = 0; i < QF_CUDA_WINDOWS_SEEN; i++) {
+    for (size_t i = 0; i < windows->capacity; i++) {
         struct qf_cuda_window *w = &windows->entries[i];
         if (w->state != FREE && w->number == number && same_file(&w->file, file))
             return w;
@@ -159,7 +170,7 @@ static struct qf_cuda_window *oldest(const struct qf_cuda_windows *windows,
                                      enum state state)
 {
     struct qf_cuda_window *found = NULL;
-    for (size_t i = 0; i < QF_CUDA_WINDOWS_SEEN; i++) {
+    for (size_t i = 0; i < windows->capacity; i++) {
         struct qf_cuda_window *w = &windows->entries[i];
         if (w->state == state && w->refs == 0 &&
             (found == NULL || w->used < found->used))
@@ -183,20 +194,23 @@ static struct qf_cuda_window *remember(struct qf_cuda_windows *windows,
     return w;
 }
 
-/* Makes room for one more registration. *victim: what to close first. */
-static bool make_room(struct qf_cuda_windows *windows, struct qf_cuda_window *victim)
+/* Makes room for one more registration. victims: what to close first, *count of them.
+ */
+static bool make_room(struct qf_cuda_windows *windows, struct qf_cuda_window *victims,
+                      size_t *count)
 {
-    *victim = (struct qf_cuda_window){0};
-    if (windows->registered < QF_CUDA_WINDOWS_MAX) {
-        windows->registered++;
-        return true;
+    *count = 0;
+    size_t most = windows->limit / 4 < EVICT ? windows->limit / 4 : EVICT;
+    struct qf_cuda_window *w;
+    bool full = windows->registered >= windows->limit;
+    while (full && *count < most && (w = oldest(windows, READY)) != NULL) {
+        victims[(*count)++] = *w;
+        *w = (struct qf_cuda_window){0};
     }
-    struct qf_cuda_window *w = oldest(windows, READY);
-    if (w == NULL)
+    windows->registered -= *count;
+    if (windows->registered >= windows->limit)
         return false;
-    *victim = *w;
-    w->state = FREE;
-    w->map = NULL;
+    windows->registered++;
     return true;
 }
 
@@ -204,8 +218,9 @@ static bool make_room(struct qf_cuda_windows *windows, struct qf_cuda_window *vi
 static void make_ready(struct qf_cuda_windows *windows, struct qf_cuda_window *w,
                        int fd)
 {
-    struct qf_cuda_window victim;
-    if (!make_room(windows, &victim))
+    struct qf_cuda_window victims[EVICT];
+    size_t victim_count;
+    if (!make_room(windows, victims, &victim_count))
         return;
     w->state = BUSY;
     struct qf_cuda_file file = w->file;
@@ -214,7 +229,8 @@ static void make_ready(struct qf_cuda_windows *windows, struct qf_cuda_window *w
     uint64_t left = file.size - off;
     size_t size = (size_t)(left < QF_CUDA_WINDOW_SIZE ? left : QF_CUDA_WINDOW_SIZE);
     pthread_mutex_unlock(&windows->lock);
-    close_window(windows, victim.map, victim.size);
+    for (size_t i = 0; i < victim_count; i++)
+        close_window(windows, victims[i].map, victims[i].size);
     void *map = NULL;
     bool ok = open_window(windows, &file, off, size, &map);
     pthread_mutex_lock(&windows->lock);
@@ -268,10 +284,18 @@ void qf_cuda_windows_put(struct qf_cuda_windows *windows, struct qf_cuda_window 
     pthread_mutex_unlock(&windows->lock);
 }
 
+bool qf_cuda_windows_any(struct qf_cuda_windows *windows)
+{
+    pthread_mutex_lock(&windows->lock);
+    bool any = windows->registered != 0;
+    pthread_mutex_unlock(&windows->lock);
+    return any;
+}
+
 void qf_cuda_windows_clear(struct qf_cuda_windows *windows)
 {
     pthread_mutex_lock(&windows->lock);
-    for (size_t i = 0; i < QF_CUDA_WINDOWS_SEEN; i++) {
+    for (size_t i = 0; i < windows->capacity; i++) {
         struct qf_cuda_window *w = &windows->entries[i];
         assert(w->refs == 0 && w->state != BUSY);
         if (w->state == READY)

@@ -15,9 +15,7 @@
 
 /* Bytes of a window: registering is fastest in pieces of 16 MiB and more. */
 #define QF_CUDA_WINDOW_SIZE (UINT64_C(32) << 20)
-/* Windows registered at a time: a bound on the page cache that is pinned. */
-#define QF_CUDA_WINDOWS_MAX 16
-/* Windows that are remembered, registered or not. */
+/* Windows that are remembered beside those that are registered. */
 #define QF_CUDA_WINDOWS_SEEN 64
 /* Bytes of a window that must have been wanted before it is registered: a reader that
  * jumps about must not drag in 32 MiB a jump. */
@@ -38,15 +36,18 @@ struct qf_cuda_windows {
     struct qf_cuda_faults *faults; /* borrowed */
     struct qf_cuda_turns *turns;   /* borrowed */
     struct qf_cuda_window *entries;
-    unsigned registered; /* READY or on the way */
+    size_t capacity;   /* entries */
+    size_t limit;      /* of registered */
+    size_t registered; /* READY or on the way */
     uint64_t clock;
 };
 
 /* False: fd is no regular file. */
 bool qf_cuda_file_of(int fd, struct qf_cuda_file *out);
 
-int qf_cuda_windows_init(struct qf_cuda_windows *windows, struct qf_cuda_faults *faults,
-                         struct qf_cuda_turns *turns);
+/* pinned_limit: bytes of page cache that may be registered at a time. */
+int qf_cuda_windows_init(struct qf_cuda_windows *windows, uint64_t pinned_limit,
+                         struct qf_cuda_faults *faults, struct qf_cuda_turns *turns);
 /* Everything must have been cleared. */
 void qf_cuda_windows_fini(struct qf_cuda_windows *windows);
 /* Where file bytes [off, …) lie in registered memory, or NULL: they must be read.
@@ -56,6 +57,8 @@ const void *qf_cuda_windows_get(struct qf_cuda_windows *windows,
                                 const struct qf_cuda_file *file, uint64_t off,
                                 uint64_t wanted, struct qf_cuda_window **held);
 void qf_cuda_windows_put(struct qf_cuda_windows *windows, struct qf_cuda_window *held);
+/* Whether any is registered. */
+bool qf_cuda_windows_any(struct qf_cuda_windows *windows);
 /* Gives all windows back. None may be held. */
 void qf_cuda_windows_clear(struct qf_cuda_windows *windows);
 

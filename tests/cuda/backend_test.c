@@ -181,6 +181,38 @@ static void test_idle(void **state)
     close_cuda(cuda);
 }
 
+/* Pinned page cache goes first; and there is a bound to it while files are read. */
+static void test_window_bounds(void **state)
+{
+    (void)state;
+    struct qf_cuda_options options = {.pinned_limit = 1};
+    qf_backend *cuda = open_cuda(NULL, options);
+    struct weight w = in_file;
+    FILE *files[5];
+    size_t before = sim_state().registrations;
+    for (size_t i = 0; i < 5; i++) { /* 15 windows, where 8 may be */
+        files[i] = tmpfile();
+        assert_non_null(files[i]);
+        w.fd = fileno(files[i]);
+        w.fd_off = 0;
+        assert_int_equal(pwrite(w.fd, data, w.size, 0), (ssize_t)w.size);
+        compare(cuda, cpu, &nf4, &w, 32);
+        assert_true(sim_state().registered <= 8);
+    }
+    assert_int_equal(sim_state().registrations - before, 15);
+    compare(cuda, cpu, &nf4, &w, 40);
+    assert_int_equal(sim_state().registrations - before, 15);
+    for (int i = 0; i < 500 && sim_state().registered != 0; i++)
+        nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
+    assert_int_equal(sim_state().registered, 0);
+    assert_true(stats_of(cuda).active); /* the context stays for longer */
+    compare(cuda, cpu, &nf4, &w, 40);
+    assert_int_equal(stats_of(cuda).contexts, 1);
+    for (size_t i = 0; i < 5; i++)
+        fclose(files[i]);
+    close_cuda(cuda);
+}
+
 static void test_pinned_records(void **state)
 {
     (void)state;
@@ -432,6 +464,7 @@ int main(void)
         cmocka_unit_test(test_short_file),
         cmocka_unit_test(test_read_error),
         cmocka_unit_test(test_idle),
+        cmocka_unit_test(test_window_bounds),
         cmocka_unit_test(test_pinned_records),
         cmocka_unit_test(test_what_does_not_fit),
         cmocka_unit_test(test_faults),

@@ -157,17 +157,17 @@ static void test_two_processes(void **state)
     char *dir = tmpdir_make();
     /* Forked before this process has threads. */
     pid_t steady = start_worker(dir, 4711);
-    pid_t mortal[8];
-    for (unsigned i = 0; i < 8; i++)
+    pid_t mortal[5];
+    for (unsigned i = 0; i < 5; i++)
         mortal[i] = start_worker(dir, i);
     qf_store *store = lmdb_open(dir, 4 * TEST_LIMIT);
     assert_int_equal(stats_of(store).bytes_limit, TEST_LIMIT); /* the first one's */
     uint64_t found = 0;
-    for (unsigned round = 0; round < 8; round++) {
+    for (unsigned round = 0; round < 5; round++) {
         for (uint64_t i = 0; i < NUMBERS; i++) {
             if (value_found(store, i, size_of_value(i)))
                 found++;
-            else
+            else if (i % 8 == round)
                 value_put(store, i, size_of_value(i));
         }
         kill_worker(mortal[round]);
@@ -177,7 +177,7 @@ static void test_two_processes(void **state)
     qf_store_flush(store);
     kill_worker(steady);
     struct qf_store_stats s = stats_of(store);
-    print_message("%llu values found next to 9 processes, %llu puts, %llu dropped\n",
+    print_message("%llu values found next to 6 processes, %llu puts, %llu dropped\n",
                   (unsigned long long)found, (unsigned long long)s.puts,
                   (unsigned long long)s.puts_dropped);
     assert_true(found > 0);
