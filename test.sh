@@ -6,6 +6,7 @@
 #   ./test.sh short    lint, unit, kernels, golden, fs            (a minute)
 #   ./test.sh medium   short, mounts, sanitizer builds, loaders
 #   ./test.sh long     only the long tests
+#   ./test.sh gpu      what needs an NVIDIA GPU
 #   ./test.sh all      everything
 #
 # A test that cannot run here says SKIP and why. With CI=true or QUANTFS_NO_SKIP=1 a skip
@@ -18,7 +19,7 @@ QF_SUDO_FLAGS=-n
 . scripts/deps.sh
 
 usage() {
-    sed -n '3,13s/^# \{0,1\}//p' "$0"
+    sed -n '3,14s/^# \{0,1\}//p' "$0"
 }
 
 tier=${1-default}
@@ -27,7 +28,8 @@ default) labels='^(short|medium|sample)$' sanitize=1 loaders=1 ;;
 short) labels='^short$' sanitize=0 loaders=0 ;;
 medium) labels='^(short|medium)$' sanitize=1 loaders=1 ;;
 long) labels='^(long|sample)$' sanitize=0 loaders=0 ;;
-all) labels='^(short|medium|sample|long)$' sanitize=1 loaders=1 ;;
+gpu) labels='^gpu$' sanitize=0 loaders=0 ;;
+all) labels='^(short|medium|sample|long|gpu)$' sanitize=1 loaders=1 ;;
 -h | --help) usage; exit 0 ;;
 *) usage >&2; exit 2 ;;
 esac

@@ -74,6 +74,7 @@ do_engine() {
     done <<'LIST'
 cuda nf4 1
 cuda nf4 2
+cuda nf4 3
 cuda nf4 4
 cuda nf4 4 32 nopin
 cuda nf4 16 1

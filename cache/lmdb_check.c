@@ -115,7 +115,7 @@ static int read_at(struct check *c, void *buf, size_t size, uint64_t off)
                               (unsigned long long)off, strerror(errno));
         if (n == 0)
             return qf_err_set(c->err, -EBADMSG, "the file ends before byte %llu",
-                              (unsigned long long)(off + size));
+                              (unsigned long long)off + size);
         got += (size_t)n;
     }
     return 0;

@@ -159,7 +159,7 @@ static int take_lock(struct qf_lmdb_dir *dir, struct qf_err *err)
     dir->lock_fd = openat(dir->fd, LOCK_NAME, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (dir->lock_fd < 0)
         return qf_err_set(err, -errno, "cannot be written to: %s", strerror(errno));
-    for (int64_t end = now_ms() + LOCK_WAIT_S * 1000;;) {
+    for (int64_t end = now_ms() + LOCK_WAIT_S * INT64_C(1000);;) {
         int rc = try_lock(dir->lock_fd, F_WRLCK);
         dir->alone = rc == 0;
         if (rc == -EAGAIN || rc == -EACCES)
@@ -274,6 +274,7 @@ static int remove_large(const struct qf_lmdb_dir *dir, uint64_t size,
         (unsigned long long)dir->bytes_limit);
     if (unlinkat(dir->fd, DATA_NAME, 0) != 0)
         return qf_err_set(err, -errno, "%s: %s", DATA_NAME, strerror(errno));
+    unlinkat(dir->fd, SUSPECT_NAME, 0);
     return 0;
 }
 
@@ -302,8 +303,10 @@ static int check_data(struct qf_lmdb_dir *dir, struct qf_err *err)
 {
     /* O_NONBLOCK: should it be a fifo. */
     int fd = openat(dir->fd, DATA_NAME, O_RDWR | O_CLOEXEC | O_NONBLOCK);
-    if (fd < 0 && errno == ENOENT)
+    if (fd < 0 && errno == ENOENT) {
+        unlinkat(dir->fd, SUSPECT_NAME, 0);
         return 0;
+    }
     if (fd < 0 && (errno == EISDIR || errno == ENXIO || errno == ELOOP))
         return qf_lmdb_dir_set_aside(dir, "not a regular file", err);
     if (fd < 0)

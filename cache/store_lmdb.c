@@ -14,7 +14,7 @@
 #include "cache/lmdb_store.h"
 #include "cache/record.h"
 
-#define VALUE_SIZE_TYPICAL (UINT64_C(256) << 10)
+#define VALUE_SIZE_TYPICAL (UINT64_C(128) << 10)
 #define DAMAGE_LINES_MAX   10u
 
 static struct qf_lmdb_slot *claim_slot(qf_lmdb_store *store)

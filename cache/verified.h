@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Which values this process has checked already. A fixed table of 64-bit marks, one
- * place for each: a mark pushed out by another is only checked again. */
+/* Which values this process has checked already: a fixed table of 64-bit marks. A mark
+ * pushed out by another is only checked again. */
 #ifndef QF_CACHE_VERIFIED_H
 #define QF_CACHE_VERIFIED_H
 

@@ -193,9 +193,9 @@ static int run(struct mount *m)
         close_all(m);
         return code;
     }
+    qf_process_ready(&process); /* from here on the log is the system's */
     qf_log(QF_LOG_INFO, "%s on %s: encoding with %s, cache %s", m->store_path,
            m->mountpoint, qf_backend_name(m->backend), m->store->ops->name);
-    qf_process_ready(&process);
     rc = qf_daemon_serve(m->daemon);
     if (rc != 0)
         qf_log(QF_LOG_ERROR, "serving ended: %s", strerror(-rc));

@@ -2,6 +2,7 @@
 #include "fs/file.h"
 
 #include <assert.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -17,6 +18,10 @@ struct shard_owner {
 };
 
 struct qf_file {
+    struct qf_handle handle; /* first */
+    qf_tree *tree;
+    atomic_uint refs; /* the handle and each read that is not done: a reply reaches the
+                         reader, who may close, before the call that sent it returns */
     enum file_kind kind;
     qf_engine *engine;
     /* TEXT (borrowed from the snapshot), STATUS (owned) */
@@ -107,6 +112,11 @@ static int open_target(qf_tree *tree, const struct qf_place *place,
     return 0;
 }
 
+static void close_handle(struct qf_handle *handle)
+{
+    qf_file_close((qf_file *)handle);
+}
+
 int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out)
 {
     struct qf_place place;
@@ -120,6 +130,8 @@ int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out)
         rc = -ENOMEM;
         goto out;
     }
+    atomic_init(&file->refs, 1);
+    file->tree = tree;
     file->engine = tree->options.engine;
     rc = qf_tree_resolve(tree, &place, true, &target);
     if (rc != 0)
@@ -131,17 +143,20 @@ int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out)
 out:
     qf_target_fini(&target);
     free(place.path);
-    if (rc != 0)
+    if (rc != 0) {
         free(file);
-    else
-        *out = file;
-    return rc;
+        return rc;
+    }
+    qf_tree_add_handle(tree, &file->handle, close_handle);
+    *out = file;
+    return 0;
 }
 
 void qf_file_close(qf_file *file)
 {
-    if (file == NULL)
+    if (file == NULL || atomic_fetch_sub(&file->refs, 1) != 1)
         return;
+    qf_tree_remove_handle(file->tree, &file->handle);
     if (file->shard != NULL)
         qf_shard_file_close(file->shard);
     qf_srcfile_close(file->src);
@@ -205,6 +220,8 @@ int qf_file_read(qf_file *file, uint64_t off, size_t size, struct qf_file_read *
     switch (file->kind) {
     case FILE_TEXT:
     case FILE_STATUS:
+        atomic_fetch_add(&file->refs, 1);
+        out->file = file;
         return read_text(file, off, size, out);
     case FILE_SOURCE:
         return read_source(file, off, size, out);
@@ -225,6 +242,8 @@ void qf_file_read_done(struct qf_file_read *read)
         qf_read_release(read->engine_read);
     if (read->buffer != NULL)
         qf_engine_buffer_put(read->engine, read->buffer, read->buffer_size);
+    qf_file_close(read->file);
     read->engine_read = NULL;
     read->buffer = NULL;
+    read->file = NULL;
 }

@@ -35,6 +35,7 @@ struct qf_file_read {
     qf_engine *engine;
     void *buffer;
     size_t buffer_size;
+    qf_file *file; /* a reference: pieces point into it */
 };
 
 /* Reads up to `size` bytes, fewer only at the end of the file (and past

@@ -89,6 +89,7 @@ struct dir_entry {
 };
 
 struct qf_dir {
+    struct qf_handle handle; /* first */
     qf_tree *tree;
     struct qf_place place;
     size_t count;
@@ -160,6 +161,11 @@ static int add_all(qf_dir *dir, uint64_t id)
     }
 }
 
+static void close_handle(struct qf_handle *handle)
+{
+    qf_dir_close((qf_dir *)handle);
+}
+
 int qf_tree_opendir(qf_tree *tree, uint64_t id, qf_dir **out)
 {
     qf_dir *dir = calloc(1, sizeof *dir);
@@ -174,6 +180,7 @@ int qf_tree_opendir(qf_tree *tree, uint64_t id, qf_dir **out)
         qf_dir_close(dir);
         return rc;
     }
+    qf_tree_add_handle(tree, &dir->handle, close_handle);
     *out = dir;
     return 0;
 }
@@ -195,6 +202,7 @@ void qf_dir_close(qf_dir *dir)
 {
     if (dir == NULL)
         return;
+    qf_tree_remove_handle(dir->tree, &dir->handle);
     for (size_t i = 0; i < dir->count; i++)
         free(dir->entries[i].name);
     free(dir->entries);

@@ -351,14 +351,43 @@ int qf_tree_new(const struct qf_tree_options *options, qf_tree **out)
         return rc;
     }
     pthread_mutex_init(&tree->search_lock, NULL);
+    pthread_mutex_init(&tree->handles_lock, NULL);
     *out = tree;
     return 0;
+}
+
+void qf_tree_add_handle(qf_tree *tree, struct qf_handle *handle,
+                        void (*close)(struct qf_handle *handle))
+{
+    pthread_mutex_lock(&tree->handles_lock);
+    *handle = (struct qf_handle){.next = tree->handles, .close = close};
+    if (tree->handles != NULL)
+        tree->handles->prev = handle;
+    tree->handles = handle;
+    pthread_mutex_unlock(&tree->handles_lock);
+}
+
+void qf_tree_remove_handle(qf_tree *tree, struct qf_handle *handle)
+{
+    if (handle->close == NULL)
+        return;
+    pthread_mutex_lock(&tree->handles_lock);
+    if (handle->prev != NULL)
+        handle->prev->next = handle->next;
+    else
+        tree->handles = handle->next;
+    if (handle->next != NULL)
+        handle->next->prev = handle->prev;
+    pthread_mutex_unlock(&tree->handles_lock);
 }
 
 void qf_tree_free(qf_tree *tree)
 {
     if (tree == NULL)
         return;
+    while (tree->handles != NULL)
+        tree->handles->close(tree->handles);
+    pthread_mutex_destroy(&tree->handles_lock);
     qf_catalog_free(tree->catalog);
     qf_node_table_fini(&tree->nodes);
     pthread_mutex_destroy(&tree->search_lock);

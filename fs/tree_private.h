@@ -11,12 +11,26 @@
 extern "C" {
 #endif
 
+/* Something the kernel holds open. The first member of qf_file and qf_dir: a session
+ * that ends by a signal releases nothing, so the tree closes what is left. */
+struct qf_handle {
+    struct qf_handle *prev, *next;
+    void (*close)(struct qf_handle *handle);
+};
+
 struct qf_tree {
     struct qf_tree_options options;
+    pthread_mutex_t handles_lock;
+    struct qf_handle *handles;
     qf_catalog *catalog;
     struct qf_node_table nodes;
     pthread_mutex_t search_lock; /* one search for an unknown id at a time */
 };
+
+void qf_tree_add_handle(qf_tree *tree, struct qf_handle *handle,
+                        void (*close)(struct qf_handle *handle));
+/* Takes out what qf_tree_add_handle has put in; nothing if that was never done. */
+void qf_tree_remove_handle(qf_tree *tree, struct qf_handle *handle);
 
 /* What a place is. */
 struct qf_target {

@@ -141,10 +141,12 @@ def canonical(value):
 
 
 def merge_field(old, new, unbuilt):
-    """The new value; what is known of classes that cannot be built is kept."""
-    if not isinstance(old, dict):
-        return new
-    kept = {cls: items for cls, items in old.items() if cls in unbuilt}
+    """The new value; what is known of classes that cannot be built is kept, and so are
+    module names, for a default config does not build all modules (cross-attention)."""
+    if not isinstance(old or new, dict):
+        return sorted({*(old or []), *(new or [])}) or None
+    kept = {cls: items for cls, items in (old or {}).items()
+            if cls in unbuilt}
     return {**(new or {}), **kept} or None
 
 

@@ -15,6 +15,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/limits.h"
 #include "view/layout.h"
 #include "view/overrides.h"
 #include "view/policy_internal.h"
@@ -192,14 +193,6 @@ static int decide_all(struct qf_planner *p, const struct qf_view *view,
     return rc;
 }
 
-static bool any_in_name(const char *const *patterns, const char *name)
-{
-    for (; *patterns != NULL; patterns++)
-        if (strstr(name, *patterns) != NULL)
-            return true;
-    return false;
-}
-
 /* transformers casts what it keeps, but for "…weight" of a pre-quantized load: those
  * the view must hold as the loader would. diffusers casts everything. */
 static enum qf_dtype kept_dtype(const struct qf_planner *p, const struct qf_tensor *t)
@@ -209,10 +202,7 @@ static enum qf_dtype kept_dtype(const struct qf_planner *p, const struct qf_tens
     if (p->rules.diffusers || !qf_dtype_is_float(t->dtype) ||
         !qf_path_ends(name, "weight"))
         return t->dtype;
-    if ((want == QF_F16 && any_in_name(p->rules.fp32, t->name)) ||
-        (want != QF_F32 && any_in_name(p->rules.fp32_strict, t->name)))
-        return QF_F32;
-    return want;
+    return qf_rules_holds_fp32(&p->rules, t->name, want) ? QF_F32 : want;
 }
 
 static void finish(struct qf_planner *p)
@@ -250,11 +240,16 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
 {
     *out = (struct qf_policy){.dtype = QF_DTYPE_NONE};
     struct qf_planner p = {.tensors = tensors, .count = count, .out = out};
-    int rc = 0;
-    qf_rules_init(&p.rules, config);
+    int rc = qf_rules_init(&p.rules, config);
     p.untied = qf_json_is_false(qf_json_get(config, "tie_word_embeddings"));
     out->diffusers = p.rules.diffusers;
-    if (passes_through(config, out))
+    if (rc == -E2BIG) {
+        snprintf(out->reason, sizeof out->reason,
+                 "config.json names more than %d kinds of models",
+                 QF_NESTED_MODELS_MAX);
+        rc = -ENOTSUP;
+    }
+    if (rc != 0 || passes_through(config, out))
         goto out;
     rc = index_names(&p);
     if (rc != 0)
@@ -273,6 +268,7 @@ out:
         rc = 0; /* the model passes through */
     else if (rc == -ENOMEM)
         qf_err_set(err, rc, "out of memory");
+    qf_rules_fini(&p.rules);
     free(p.names.items);
     free(p.plain);
     free(p.optional);

@@ -50,6 +50,9 @@ bool qf_skip_is_plain(struct qf_path text);
 struct qf_rules {
     bool diffusers;
     const struct qf_arch *arch;
+    /* Rows of the models inside a composite one; owned */
+    const struct qf_arch **nested;
+    size_t nested_count;
     const char *const *heads;
     const char *const *fp32;
     const char *const *fp32_strict;
@@ -67,12 +70,18 @@ struct qf_name_index {
     size_t count;
 };
 
-void qf_rules_init(struct qf_rules *rules, const qf_json *config);
+/* -ENOMEM, or -E2BIG when the config has more models inside than QF_NESTED_MODELS_MAX.
+ */
+int qf_rules_init(struct qf_rules *rules, const qf_json *config) QF_MUST_CHECK;
+void qf_rules_fini(struct qf_rules *rules);
 /* Why the 2-D weight of module `path` is kept, or QF_REASON_QUANTIZED. -ENOMEM. */
 int qf_rules_judge(const struct qf_rules *rules, const struct qf_name_index *names,
                    struct qf_path path, enum qf_reason *out) QF_MUST_CHECK;
 /* The pattern of fp32 that hits the module, or NULL. */
 const char *qf_rules_fp32_hit(const struct qf_rules *rules, struct qf_path path);
+/* Whether a kept tensor is float32 in a model of dtype D, whatever D is. */
+bool qf_rules_holds_fp32(const struct qf_rules *rules, const char *name,
+                         enum qf_dtype dtype);
 bool qf_rules_is_conv1d(const struct qf_rules *rules, struct qf_path path);
 /* The general output heads; ends with NULL. */
 extern const char *const qf_rules_heads[];

@@ -6,10 +6,15 @@
  *
  * The loader of transformers fuses the weights of single experts, and torch's
  * MultiheadAttention reads its out_proj without calling it: neither can be replaced.
- * Embeddings are no Linear; routers and heads are kept by the default load. */
+ * Embeddings are no Linear; routers and heads are kept by the default load.
+ *
+ * A composite model (a vision encoder with a text decoder) has as many kinds inside as
+ * its author liked; its own row knows those of its default config. So the rows of all
+ * models that its config names count too, where they make us keep a weight. */
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/limits.h"
 #include "view/policy_internal.h"
 
 const char *const qf_rules_heads[] = {"lm_head",           "predictions.decoder",
@@ -55,19 +60,48 @@ static const char *const embedding_infix[] = {"embed_tokens", "_embeddings_",
                                               "embed_positions",
                                               "HashBucketCodepointEmbedder", NULL};
 
-static const char *const no_items[] = {NULL};
-
 static const char *text_or_empty(const qf_json *value)
 {
     const char *text = qf_json_string(value);
     return text != NULL ? text : "";
 }
 
-void qf_rules_init(struct qf_rules *rules, const qf_json *config)
+/* Adds the row of one model type, once. */
+static int add_nested(struct qf_rules *rules, const char *type)
+{
+    const struct qf_arch *row = qf_arch_find(false, type);
+    if (*type == '\0' || row == rules->arch || strcmp(row->name, type) != 0)
+        return 0;
+    for (size_t i = 0; i < rules->nested_count; i++)
+        if (rules->nested[i] == row)
+            return 0;
+    if (rules->nested_count == QF_NESTED_MODELS_MAX)
+        return -E2BIG;
+    rules->nested[rules->nested_count++] = row;
+    return 0;
+}
+
+/* Models inside models: every object below that has a model_type. The recursion is as
+ * deep as the JSON, which has a limit. */
+static int collect_nested(struct qf_rules *rules, const qf_json *config)
+{
+    int rc = 0;
+    for (const qf_json *m = qf_json_first(config); rc == 0 && m != NULL;
+         m = qf_json_after(m)) {
+        if (!qf_json_is_object(m))
+            continue;
+        rc = add_nested(rules, text_or_empty(qf_json_get(m, "model_type")));
+        if (rc == 0)
+            rc = collect_nested(rules, m);
+    }
+    return rc;
+}
+
+int qf_rules_init(struct qf_rules *rules, const qf_json *config)
 {
     const qf_json *class_name = qf_json_get(config, "_class_name");
     const qf_json *classes = qf_json_get(config, "architectures");
-    rules->diffusers = class_name != NULL;
+    *rules = (struct qf_rules){.diffusers = class_name != NULL};
     const char *name = text_or_empty(
         rules->diffusers ? class_name : qf_json_get(config, "model_type"));
     const char *arch = rules->diffusers ? name : "";
@@ -78,6 +112,16 @@ void qf_rules_init(struct qf_rules *rules, const qf_json *config)
     rules->fp32 = qf_arch_items(rules->arch->fp32, arch);
     rules->fp32_strict = qf_arch_items(rules->arch->fp32_strict, arch);
     rules->tied = qf_arch_items(rules->arch->tied, arch);
+    if (rules->diffusers)
+        return 0;
+    rules->nested = calloc(QF_NESTED_MODELS_MAX, sizeof *rules->nested);
+    return rules->nested != NULL ? collect_nested(rules, config) : -ENOMEM;
+}
+
+void qf_rules_fini(struct qf_rules *rules)
+{
+    free(rules->nested);
+    *rules = (struct qf_rules){0};
 }
 
 static int compare_named(const void *key, const void *item)
@@ -107,12 +151,53 @@ static bool is_head(struct qf_path path)
     return false;
 }
 
+static bool fp32_hits(const struct qf_rules *rules, struct qf_path path,
+                      const char *pattern)
+{
+    return qf_skip_v4(path, pattern) ||
+           (!rules->diffusers && qf_skip_v5(path, pattern));
+}
+
 const char *qf_rules_fp32_hit(const struct qf_rules *rules, struct qf_path path)
 {
     for (const char *const *f = rules->fp32; *f != NULL; f++)
-        if (qf_skip_v4(path, *f) || (!rules->diffusers && qf_skip_v5(path, *f)))
+        if (fp32_hits(rules, path, *f))
             return *f;
+    for (size_t i = 0; i < rules->nested_count; i++)
+        for (const struct qf_arch_list *l = rules->nested[i]->fp32;
+             l != NULL && l->arch != NULL; l++)
+            for (const char *const *f = l->items; *f != NULL; f++)
+                if (fp32_hits(rules, path, *f))
+                    return *f;
     return NULL;
+}
+
+static bool any_in_name(const char *const *patterns, const char *name)
+{
+    for (; *patterns != NULL; patterns++)
+        if (strstr(name, *patterns) != NULL)
+            return true;
+    return false;
+}
+
+static bool any_list_in_name(const struct qf_arch_list *lists, const char *name)
+{
+    for (; lists != NULL && lists->arch != NULL; lists++)
+        if (any_in_name(lists->items, name))
+            return true;
+    return false;
+}
+
+bool qf_rules_holds_fp32(const struct qf_rules *rules, const char *name,
+                         enum qf_dtype dtype)
+{
+    bool holds = (dtype == QF_F16 && any_in_name(rules->fp32, name)) ||
+                 (dtype != QF_F32 && any_in_name(rules->fp32_strict, name));
+    for (size_t i = 0; i < rules->nested_count && !holds; i++)
+        holds =
+            (dtype == QF_F16 && any_list_in_name(rules->nested[i]->fp32, name)) ||
+            (dtype != QF_F32 && any_list_in_name(rules->nested[i]->fp32_strict, name));
+    return holds;
 }
 
 static bool is_number(struct qf_path text)
@@ -191,13 +276,38 @@ static int is_mha(const struct qf_name_index *names, struct qf_path path, bool *
     return 0;
 }
 
+static bool last_in(struct qf_path path, const char *const *names)
+{
+    for (; names != NULL && *names != NULL; names++)
+        if (qf_path_is(qf_path_last(path), *names))
+            return true;
+    return false;
+}
+
+bool qf_rules_is_conv1d(const struct qf_rules *rules, struct qf_path path)
+{
+    return last_in(path, rules->arch->conv1d);
+}
+
+/* What a row of a model inside says. Which modules are of that model is not known, so
+ * what it would transpose is kept as it is. */
+static bool nested_keeps(const struct qf_rules *rules, struct qf_path path)
+{
+    bool own = last_in(path, rules->arch->conv1d);
+    for (size_t i = 0; i < rules->nested_count; i++)
+        if (any_glob(path, rules->nested[i]->never) ||
+            (!own && last_in(path, rules->nested[i]->conv1d)))
+            return true;
+    return false;
+}
+
 int qf_rules_judge(const struct qf_rules *rules, const struct qf_name_index *names,
                    struct qf_path path, enum qf_reason *out)
 {
     bool transformers = !rules->diffusers;
     bool mha = false;
     int rc = transformers ? is_mha(names, path, &mha) : 0;
-    if (any_glob(path, rules->arch->never))
+    if (any_glob(path, rules->arch->never) || nested_keeps(rules, path))
         *out = QF_REASON_TABLE;
     else if (any_glob(path, rules->heads) || (transformers && is_head(path)))
         *out = QF_REASON_HEAD;
@@ -214,13 +324,4 @@ int qf_rules_judge(const struct qf_rules *rules, const struct qf_name_index *nam
     else
         *out = mha ? QF_REASON_MHA : QF_REASON_QUANTIZED;
     return rc;
-}
-
-bool qf_rules_is_conv1d(const struct qf_rules *rules, struct qf_path path)
-{
-    const char *const *names = rules->arch->conv1d;
-    for (names = names != NULL ? names : no_items; *names != NULL; names++)
-        if (qf_path_is(qf_path_last(path), *names))
-            return true;
-    return false;
 }

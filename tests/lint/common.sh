@@ -8,12 +8,27 @@ root=${1:-$(cd "$(dirname "$0")/../.." && pwd)}
 cd "$root" || exit 2
 violations=0
 
-# Files of the tree whose names match the globs given, without build trees.
+# All files of the tree: what git tracks or would; without git all but build trees.
+tree_files() {
+    if [ -e .git ] && git ls-files -co --exclude-standard -z >/dev/null 2>&1; then
+        git ls-files -co --exclude-standard
+    else
+        find . \( -path './.*' ! -path './.ci*' ! -path './.cl*' -o -path ./build \
+            -o -name __pycache__ \) -prune -o -type f -print | sed 's|^\./||'
+    fi | sort -u | while IFS= read -r file; do
+        [ -f "$file" ] && printf '%s\n' "$file"
+    done
+}
+
+# Those whose names match the globs given.
 sources() {
-    local args=() glob
-    for glob in "$@"; do args+=(-o -name "$glob"); done
-    find . \( -path ./.git -o -path ./build -o -path ./.venv -o -name __pycache__ \) \
-        -prune -o -type f \( "${args[@]:1}" \) -print | sed 's|^\./||' | sort
+    local file glob
+    while IFS= read -r file; do
+        for glob in "$@"; do
+            # shellcheck disable=SC2053
+            [[ ${file##*/} == $glob ]] && printf '%s\n' "$file" && break
+        done
+    done < <(tree_files)
 }
 
 # Whether a header says that only its folder may use it.

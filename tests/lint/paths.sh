@@ -13,8 +13,7 @@ registry="$registry"'|crate[s]\.io|deb\.debia[n]\.org|archive\.ubunt[u]\.com|cra
 
 list=$(mktemp)
 trap 'rm -f "$list"' EXIT
-find . \( -path ./.git -o -path ./build -o -path ./.venv -o -name __pycache__ \) -prune \
-    -o -type f -print | sed 's|^\./||' | sort > "$list"
+tree_files > "$list"
 while IFS= read -r file; do
     report < <(grep -InE "$machine" -- "$file" |
         sed -E "s|^([0-9]+):.*|$file:\1: names a path of a machine|")

@@ -97,6 +97,15 @@ def classes_of(entry):
     return sorted(names - {"*"})
 
 
+def nested_config(rng, depth=0):
+    kinds = ["gpt2", "t5", "clvp_decoder", "deepseek_v4", "unknown", "openai-gpt"]
+    kinds += rng.sample(sorted(bnbrule.table()["transformers"]), 3)
+    config = {"model_type": rng.choice(kinds), "hidden_size": 64}
+    if depth < 2 and rng.random() < 0.3:
+        config["inner_config"] = nested_config(rng, depth + 1)
+    return config
+
+
 def config_for(rng, family, name, entry):
     if family == "diffusers":
         config = {"_class_name": name, "_diffusers_version": "0.42.1"}
@@ -105,6 +114,9 @@ def config_for(rng, family, name, entry):
         config = {"model_type": name, "architectures": [rng.choice(classes)]}
         if rng.random() < 0.1:
             config["architectures"] = rng.choice([None, []])
+    for name in ("text_config", "vision_config"):
+        if rng.random() < 0.2:
+            config[name] = nested_config(rng)
     if rng.random() < 0.7:
         key = rng.choice(["dtype", "torch_dtype"])
         config[key] = rng.choice(CONFIG_DTYPES)

@@ -10,6 +10,7 @@ import sys
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tools"))
 
+import arch_installed  # noqa: E402
 import gen_arch_table  # noqa: E402
 
 GOOD = {"versions": {"x": "1"}, "transformers": {"bert": {"never": ["**.a.*.b"]}},
@@ -29,6 +30,17 @@ BAD = [
 ]
 
 
+# merge_field(old, new, classes that cannot be built) -> value
+MERGES = [
+    ((None, None, []), None),
+    ((["a"], ["b"], []), ["a", "b"]),
+    (({"A": ["x"]}, {"B": ["y"]}, []), {"B": ["y"]}),
+    (({"A": ["x"]}, {"B": ["y"]}, ["A"]), {"A": ["x"], "B": ["y"]}),
+    (({"A": ["x"]}, None, []), None),
+    ((None, {"B": ["y"]}, ["A"]), {"B": ["y"]}),
+]
+
+
 def main():
     tool = ROOT / "tools" / "gen_arch_table.py"
     bad = subprocess.run([sys.executable, tool, "--check"]).returncode
@@ -44,6 +56,11 @@ def main():
             continue
         print(f"accepted: {name}: {entry}")
         bad += 1
+    for arguments, want in MERGES:
+        got = arch_installed.merge_field(*arguments)
+        if got != want:
+            print(f"merge_field{arguments}: {got}, not {want}")
+            bad += 1
     sys.exit(1 if bad else 0)
 
 

@@ -1,13 +1,16 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """view/policy against its reference, on the tensors of real models, built from default
-configs without weights. Also: what is quantized is a Linear (or Conv1D) in the model.
+configs without weights, and of a few composite models that need other configs. Also
+against the models themselves: what is quantized is a Linear, or a Conv1D and then
+transposed, and none that the loader keeps in float32.
 
     test_models_diff.py POLICY_DUMP
 
 Skips (77) where transformers or diffusers are not installed.
 """
 import contextlib
+import json
 import sys
 
 import driver
@@ -63,9 +66,31 @@ def build_transformers(name):
     config = cls.config_class()
     if name != "ZambaForCausalLM":
         shrink(config)
+    return finish(cls, config)
+
+
+def finish(cls, config):
     with torch.device("meta"):
         model = cls(config)
-    return model, {"model_type": config.model_type, "architectures": [name]}
+    said = json.loads(config.to_json_string(use_diff=False))
+    said.pop("torch_dtype", None)
+    return model, {**said, "model_type": config.model_type, "architectures": [cls.__name__]}
+
+
+def composites():
+    """Models inside models that are not those of the default config."""
+    t5 = transformers.T5Config(num_layers=2, d_model=64, d_ff=64)
+    vit = transformers.ViTConfig(num_hidden_layers=2)
+    gpt2 = transformers.GPT2Config(n_layer=2, add_cross_attention=True)
+    bert = transformers.BertConfig(num_hidden_layers=2)
+    audio = transformers.MusicgenConfig()
+    yield (transformers.InstructBlipForConditionalGeneration,
+           transformers.InstructBlipConfig(text_config=t5.to_dict()))
+    yield (transformers.VisionEncoderDecoderModel,
+           transformers.VisionEncoderDecoderConfig.from_encoder_decoder_configs(vit, gpt2))
+    yield (transformers.EncoderDecoderModel,
+           transformers.EncoderDecoderConfig.from_encoder_decoder_configs(bert, gpt2))
+    yield transformers.MusicgenForConditionalGeneration, audio
 
 
 def build_diffusers(name):
@@ -87,15 +112,24 @@ def tensor_list(model, dtype):
     return out
 
 
-def not_linear(model, answer):
-    """Quantized tensors that are the weight of no Linear."""
+def wrong_for_loader(model, answer):
+    """Quantized tensors that the loader would not take as such."""
     modules = dict(model.named_modules())
+    keep = getattr(model, "_keep_in_fp32_modules", None) or []
+    diffusers_rule = isinstance(model, diffusers.ModelMixin)
     out = []
-    for name, reason, *_ in answer["tensors"]:
-        module = modules.get(name.removesuffix(".weight"))
-        if reason == "quantized" and type(module) not in (torch.nn.Linear, Conv1D) and \
-                not isinstance(module, torch.nn.Linear):
+    for name, reason, _, transposed in answer["tensors"]:
+        path = name.removesuffix(".weight")
+        module = modules.get(path)
+        if reason != "quantized":
+            continue
+        if not isinstance(module, (torch.nn.Linear, Conv1D)):
             out.append(f"{name} is quantized, but is of {type(module).__name__}")
+        if transposed != isinstance(module, Conv1D):
+            out.append(f"{name}: transposed {transposed}, of {type(module).__name__}")
+        match = driver.bnbrule.skip_v4 if diffusers_rule else driver.bnbrule.skip_v5
+        if any(match(path, entry) for entry in keep):
+            out.append(f"{name} is quantized, but the loader keeps it in float32")
     return out
 
 
@@ -104,6 +138,7 @@ def main():
     unbuilt = []
     work = [(n, build_transformers) for n in TRANSFORMERS]
     work += [(n, build_diffusers) for n in DIFFUSERS]
+    work += [(c, lambda pair: finish(*pair)) for c in composites()]
     for i, (name, build) in enumerate(work):
         try:
             model, config = build(name)
@@ -117,7 +152,7 @@ def main():
     answers = driver.ask(sys.argv[1], requests)
     bad = driver.report("real models", requests, answers, driver.compare_plan)
     for model, answer in zip(built, answers):
-        for line in not_linear(model, answer) if not answer["reason"] else []:
+        for line in wrong_for_loader(model, answer) if not answer["reason"] else []:
             print(f"--- {type(model).__name__}: {line}")
             bad += 1
     quantized = sum(a.get("quantized_count", 0) for a in answers)

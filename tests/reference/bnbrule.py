@@ -70,6 +70,18 @@ def table():
     return _T
 
 
+def nested(config, own):
+    """rows of the models inside a composite one (a GPT-2 decoder in a vision-encoder-decoder): they count where they keep a weight."""
+    rows = []
+    for v in config.values():
+        if isinstance(v, dict):
+            mt = v.get("model_type")
+            row = table()["transformers"].get(mt) if isinstance(mt, str) else None
+            for r in ([row] if row else []) + nested(v, own):
+                if r is not own and not any(r is x for x in rows): rows.append(r)
+    return rows
+
+
 def skip_v5(path, s):
     """transformers >= 5 should_convert_module: regex from the start up to a module boundary, or plain suffix."""
     if path.endswith(s):
@@ -116,6 +128,9 @@ def plan(tensors, config, table_on=True):
     force = tab.get("linear", [])
     fp32 = tab.get("fp32", {}).get(arch, tab.get("fp32", {}).get("*", []))
     heads = tab.get("heads", {}).get(arch, [])
+    inner = [] if diff or not table_on else nested(config, tab)
+    fp32 = list(fp32) + [f for row in inner for cls in row.get("fp32", {}).values() for f in cls]
+    own_conv1d = tab.get("conv1d", [])
     why, quant, plain = {}, set(), []
     for name, (dt, shape) in tensors.items():
         if len(shape) != 2 or dt not in FLOATS or not name.endswith(".weight"):
@@ -123,6 +138,8 @@ def plan(tensors, config, table_on=True):
         path = name[:-7]
         r = None
         if any(glob(g, path) for g in never): r = "table"
+        elif any(glob(g, path) for row in inner for g in row.get("never", [])): r = "table"
+        elif path.rsplit(".", 1)[-1] not in own_conv1d and any(path.rsplit(".", 1)[-1] in row.get("conv1d", []) for row in inner): r = "table"
         elif any(glob(g, path) for g in heads) or (not diff and is_head(path)): r = "head"
         elif any(_fp32_hit(f, path, diff) for f in fp32): r = "fp32"
         elif any(c.endswith("weight") for c in path.split(".")): r = "name"   # transformers 5 then misreads "..._weight.weight.absmax"
@@ -174,6 +191,7 @@ def plan(tensors, config, table_on=True):
         D = next((dt for n, (dt, s) in sorted(tensors.items()) if dt in FLOATS), "F32")
     cast = {}
     strict = tab.get("fp32s", {}).get(arch, tab.get("fp32s", {}).get("*", []))
+    strict = list(strict) + [f for row in inner for cls in row.get("fp32s", {}).values() for f in cls]
     for name, (dt, shape) in tensors.items():
         if dt not in FLOATS or not name.endswith("weight") or name in quant:
             continue                                  # the loader itself casts everything that is not "...weight"

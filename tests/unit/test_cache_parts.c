@@ -103,12 +103,24 @@ static void test_verified(void **state)
     assert_false(qf_verified_has(set, 5));
     qf_verified_add(set, 5);
     assert_true(qf_verified_has(set, 5));
-    /* The same place, another mark: the first one is forgotten, never confused. */
-    uint64_t other = 5 + (UINT64_C(1) << 40);
-    assert_false(qf_verified_has(set, other));
-    qf_verified_add(set, other);
-    assert_true(qf_verified_has(set, other));
-    assert_false(qf_verified_has(set, 5));
+    /* Marks of one group push each other out; they are never taken for each other. */
+    for (uint64_t i = 1; i <= 100; i++) {
+        uint64_t mark = 5 + (i * UINT64_C(0x9e3779b97f4a7c15) << 22);
+        assert_false(qf_verified_has(set, mark));
+        qf_verified_add(set, mark);
+        assert_true(qf_verified_has(set, mark));
+    }
+    unsigned kept = 0;
+    for (uint64_t i = 1; i <= 100; i++)
+        kept += qf_verified_has(set, 5 + (i * UINT64_C(0x9e3779b97f4a7c15) << 22));
+    assert_in_range(kept, 4, 8);
+    /* As many as it was made for are kept, but for a few. */
+    for (uint64_t i = 0; i < 4096; i++)
+        qf_verified_add(set, value_key(i).low);
+    kept = 0;
+    for (uint64_t i = 0; i < 2048; i++)
+        kept += qf_verified_has(set, value_key(i).low);
+    assert_true(kept > 1400);
     qf_verified_free(set);
 }
 

@@ -13,6 +13,7 @@
 #include <string.h>
 
 #include "base/limits.h"
+#include "view/arch_table.h"
 #include "view/policy.h"
 
 struct given {
@@ -136,6 +137,61 @@ static void test_table_rows(void **state)
         assert_int_equal(p.policy.decisions[0].reason, QF_REASON_QUANTIZED);
         assert_int_equal(p.policy.decisions[1].reason, QF_REASON_FP32);
         assert_int_equal(p.policy.skip_count, 0);
+        qf_policy_fini(&p.policy);
+    }
+}
+
+/* Rows of the models inside a composite one count where they keep a weight. */
+static void test_nested_models(void **state)
+{
+    static const struct given given[] = {
+        {"decoder.h.0.attn.c_attn.weight", QF_F16, 2, {8, 24}},
+        {"encoder.layer.0.wo.weight", QF_F16, 2, {8, 8}},
+        {"encoder.layer.0.fc1.weight", QF_F16, 2, {8, 8}},
+        {"encoder.word.weight", QF_BF16, 1, {8}},
+    };
+    static const char config[] =
+        "{\"model_type\":\"vision-encoder-decoder\",\"decoder\":{\"model_type\":"
+        "\"gpt2\"},"
+        "\"encoder\":{\"x\":{\"model_type\":\"t5\"},\"model_type\":\"nobody\"},"
+        "\"list\":[{\"model_type\":\"bert\"}],\"a\":{\"model_type\":\"\"},"
+        "\"again\":{\"model_type\":\"t5\"},\"dtype\":\"float16\"}";
+    struct planned p;
+    (void)state;
+    plan(&p, "int8", config, given, COUNT(given));
+    assert_int_equal(p.policy.decisions[0].reason, QF_REASON_TABLE);
+    assert_true(has_skip(&p, "decoder.h.0.attn.c_attn"));
+    assert_int_equal(p.policy.decisions[1].reason, QF_REASON_FP32);
+    assert_true(has_skip(&p, "wo"));
+    assert_int_equal(p.policy.decisions[2].reason, QF_REASON_QUANTIZED);
+    assert_int_equal(p.policy.decisions[3].dtype, QF_F32); /* "wo" is in its name */
+    qf_policy_fini(&p.policy);
+    /* the model's own row decides what it transposes */
+    plan(&p, "int8", "{\"model_type\":\"gpt2\",\"a\":{\"model_type\":\"openai-gpt\"}}",
+         given, 1);
+    assert_int_equal(p.policy.decisions[0].reason, QF_REASON_QUANTIZED);
+    assert_true(p.policy.decisions[0].transposed);
+    qf_policy_fini(&p.policy);
+}
+
+static void test_limit_of_nested_models(void **state)
+{
+    static const struct given given[] = {{"a.weight", QF_BF16, 2, {8, 8}}};
+    (void)state;
+    for (int past = 0; past < 2; past++) {
+        char config[4096] = "{\"model_type\":\"x\"";
+        for (size_t i = 0; i < QF_NESTED_MODELS_MAX + (size_t)past; i++) {
+            size_t n = strlen(config);
+            snprintf(config + n, sizeof config - n, ",\"%zu\":{\"model_type\":\"%s\"}",
+                     i, qf_arch_at(false, i)->name);
+        }
+        strcat(config, "}");
+        struct planned p;
+        plan(&p, "nf4", config, given, 1);
+        if (past != 0)
+            assert_non_null(strstr(p.policy.reason, "more than 16 kinds"));
+        else
+            assert_int_equal(p.policy.quantized_count, 1);
         qf_policy_fini(&p.policy);
     }
 }
@@ -424,6 +480,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_reasons),
         cmocka_unit_test(test_table_rows),
+        cmocka_unit_test(test_nested_models),
+        cmocka_unit_test(test_limit_of_nested_models),
         cmocka_unit_test(test_model_dtype),
         cmocka_unit_test(test_pass_through),
         cmocka_unit_test(test_collision),
