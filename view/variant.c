@@ -83,12 +83,13 @@ static int plan_sets(struct qf_variant *variant, struct qf_err *err)
         if (policy->reason[0] != '\0')
             return qf_err_set(err, -ENOTSUP, "%s", policy->reason);
         const struct qf_policy *first = &variant->policies[0];
+        /* config.json names one dtype for all; diffusers takes that of the file. */
         if (!same_skip(first, policy) ||
-            first->quantized_count != policy->quantized_count)
-            return qf_err_set(
-                err, -ENOTSUP,
-                "%s and %s need different skip lists under one config.json",
-                set_name(&model->sets[0]), set_name(&model->sets[i]));
+            first->quantized_count != policy->quantized_count ||
+            (!policy->diffusers && first->dtype != policy->dtype))
+            return qf_err_set(err, -ENOTSUP,
+                              "%s and %s need different settings under one config.json",
+                              set_name(&model->sets[0]), set_name(&model->sets[i]));
     }
     if (variant->policies[0].quantized_count == 0)
         return qf_err_set(err, -ENOTSUP, "no tensor of it can be quantized");
