@@ -23,13 +23,14 @@ usage() {
 }
 
 tier=${1-default}
+matrix=0
 case $tier in
 default) labels='^(short|medium|sample)$' sanitize=1 loaders=1 ;;
 short) labels='^short$' sanitize=0 loaders=0 ;;
 medium) labels='^(short|medium)$' sanitize=1 loaders=1 ;;
-long) labels='^(long|sample)$' sanitize=0 loaders=0 ;;
+long) labels='^(long|sample)$' sanitize=0 loaders=1 matrix=1 ;;
 gpu) labels='^gpu$' sanitize=0 loaders=0 ;;
-all) labels='^(short|medium|sample|long|gpu)$' sanitize=1 loaders=1 ;;
+all) labels='^(short|medium|sample|long|gpu)$' sanitize=1 loaders=1 matrix=1 ;;
 -h | --help) usage; exit 0 ;;
 *) usage >&2; exit 2 ;;
 esac
@@ -120,27 +121,40 @@ make_venv() {
     echo "$stamp" > .venv/stamp
 }
 
-test_loaders() {
-    local before binary=$PWD/build/ci/cli/quantfs
+# with_libraries NAME SCRIPT [ARGUMENTS]: a Python test that says pass, fail and skip.
+with_libraries() {
+    local name=$1 binary=$PWD/build/ci/cli/quantfs before rc
+    shift
     before=$(wc -l < "$results")
     if [ ! -x "$binary" ]; then
-        result "fail loaders: no program was built"
+        result "fail $name: no program was built"
     elif [ $venv = 0 ]; then
-        result "skip loaders: the Python packages could not be installed:" \
+        result "skip $name: the Python packages could not be installed:" \
             "$(grep -iE '^error' "$logs/venv.log" | tail -n 1)"
     else
-        say "test loaders"
-        QUANTFS_BIN=$binary timeout 1500 .venv/bin/python tests/loaders/run.py \
-            > "$logs/loaders.log" 2>&1
-        local rc=$?
-        grep -E '^(pass|fail|skip) ' "$logs/loaders.log" | sed 's/ / loaders:/' \
-            >> "$results"
-        if [ $rc -ne 0 ] && [ $rc -ne 77 ] && ! grep -q '^fail ' "$logs/loaders.log"; then
-            result "fail loaders: exit $rc"
+        say "test $name"
+        QUANTFS_BIN=$binary timeout 2400 .venv/bin/python "$@" > "$logs/$name.log" 2>&1
+        rc=$?
+        grep -E '^(pass|fail|skip) ' "$logs/$name.log" | sed "s/ / $name:/" >> "$results"
+        if [ $rc -ne 0 ] && [ $rc -ne 77 ] && ! grep -q '^fail ' "$logs/$name.log"; then
+            result "fail $name: exit $rc"
         fi
-        grep -Eq '^(fail|Traceback)' "$logs/loaders.log" && tail -n 40 "$logs/loaders.log"
+        grep -Eq '^(fail|Traceback)' "$logs/$name.log" && tail -n 40 "$logs/$name.log"
     fi
     show_since "$before"
+}
+
+test_loaders() {
+    with_libraries loaders tests/loaders/run.py
+    with_libraries ecosystem tests/matrix/ecosystem.py --results "$logs/ecosystem.json"
+    if [ $matrix = 0 ]; then
+        with_libraries matrix tests/matrix/run.py --sample
+    else
+        rm -f "$logs/matrix.json"
+        with_libraries matrix tests/matrix/run.py --results "$logs/matrix.json"
+        .venv/bin/python tests/matrix/table.py "$logs/matrix.json" \
+            "$logs/ecosystem.json" > docs/MATRIX.md
+    fi
 }
 
 qf_need build

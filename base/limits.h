@@ -18,7 +18,8 @@
 #define QF_STORED_SIZE_MAX 1000000u
 /* Source bytes that a CPU thread reads and encodes at a time: half of a small L2. */
 #define QF_PIECE_SIZE (256u << 10)
-/* Kinds of models inside a composite model (vision, text, …) that rules are taken of. */
+/* Kinds of models inside a composite model (vision, text, …) that rules are taken of.
+ */
 #define QF_NESTED_MODELS_MAX 16
 /* Comparisons of a module's name with a skip entry that planning one model may take
  * (real models: less than ten million); one of a long name counts as several. */

@@ -4,7 +4,7 @@
  *
  *   {
  *     "skip":  ["lm_head", "layers.0"],   modules to keep as they are
- *     "force": ["score"],                 output heads to quantize all the same
+ *     "force": ["score"],                 output heads, modules of a VAE to quantize
  *     "dtype": "bfloat16",                D, the model dtype
  *     "compute_dtype": "float16",         bnb_4bit_compute_dtype
  *     "quant_storage": "bfloat16",        bnb_4bit_quant_storage (uint8 or a float)

@@ -46,7 +46,8 @@ static bool is_truthy(const qf_json *value)
 }
 
 /* Writes out->reason when the whole model passes through. */
-static bool passes_through(const qf_json *config, struct qf_policy *out)
+static bool passes_through(const qf_json *config, const struct qf_view *view,
+                           struct qf_policy *out)
 {
     const char *type = qf_json_string(qf_json_get(config, "model_type"));
     for (size_t i = 0; type != NULL && i < sizeof unsupported / sizeof *unsupported;
@@ -58,6 +59,9 @@ static bool passes_through(const qf_json *config, struct qf_policy *out)
     if (is_truthy(qf_json_get(config, "quantization_config")))
         snprintf(out->reason, sizeof out->reason,
                  "already quantized: config.json has a quantization_config");
+    if (qf_rules_is_vae(config) && view->force.count == 0)
+        snprintf(out->reason, sizeof out->reason,
+                 "an autoencoder (VAE), left alone unless modules of it are forced");
     return out->reason[0] != '\0';
 }
 
@@ -146,6 +150,9 @@ static int judge_settings(const struct qf_planner *p, const struct qf_view *view
 static void override_rules(const struct qf_planner *p, const struct qf_view *view,
                            struct qf_path path, enum qf_reason *reason)
 {
+    if (*reason == QF_REASON_QUANTIZED && p->vae &&
+        !qf_patterns_match(&view->force, path.at, path.size))
+        *reason = QF_REASON_VAE;
     if (*reason == QF_REASON_QUANTIZED &&
         qf_patterns_match(&view->skip, path.at, path.size))
         *reason = QF_REASON_SKIPPED;
@@ -241,6 +248,7 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
     *out = (struct qf_policy){.dtype = QF_DTYPE_NONE};
     struct qf_planner p = {.tensors = tensors, .count = count, .out = out};
     int rc = qf_rules_init(&p.rules, config);
+    p.vae = qf_rules_is_vae(config);
     p.untied = qf_json_is_false(qf_json_get(config, "tie_word_embeddings"));
     out->diffusers = p.rules.diffusers;
     if (rc == -E2BIG) {
@@ -249,7 +257,7 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
                  QF_NESTED_MODELS_MAX);
         rc = -ENOTSUP;
     }
-    if (rc != 0 || passes_through(config, out))
+    if (rc != 0 || passes_through(config, view, out))
         goto out;
     rc = index_names(&p);
     if (rc != 0)
@@ -294,6 +302,7 @@ const char *qf_reason_text(enum qf_reason reason)
         [QF_REASON_ROUTER] = "router",
         [QF_REASON_EMBEDDING] = "embedding",
         [QF_REASON_MHA] = "projection inside torch's MultiheadAttention",
+        [QF_REASON_VAE] = "module of an autoencoder that is not forced",
         [QF_REASON_SKIPPED] = "kept by an override",
         [QF_REASON_CLOSURE] = "another module's skip entry hits it",
         [QF_REASON_COLLISION] = "the name of a part is taken",

@@ -70,6 +70,9 @@ struct qf_name_index {
     size_t count;
 };
 
+/* Whether the config is that of a diffusers autoencoder. They are small, and what they
+ * paint shows every rounding, so they are left alone unless a user forces modules. */
+bool qf_rules_is_vae(const qf_json *config);
 /* -ENOMEM, or -E2BIG when the config has more models inside than QF_NESTED_MODELS_MAX.
  */
 int qf_rules_init(struct qf_rules *rules, const qf_json *config) QF_MUST_CHECK;
@@ -102,6 +105,7 @@ struct qf_planner {
     size_t count;
     struct qf_name_index names;
     struct qf_rules rules;
+    bool vae;    /* a diffusers autoencoder */
     bool untied; /* the config says that no head shares an embedding's weight */
     struct qf_policy *out;
     struct qf_plain *plain; /* sorted by path */

@@ -97,6 +97,16 @@ static int collect_nested(struct qf_rules *rules, const qf_json *config)
     return rc;
 }
 
+bool qf_rules_is_vae(const qf_json *config)
+{
+    static const char *const words[] = {"Autoencoder", "VAE", "Vae", "VQModel"};
+    const char *name = text_or_empty(qf_json_get(config, "_class_name"));
+    for (size_t i = 0; i < sizeof words / sizeof *words; i++)
+        if (strstr(name, words[i]) != NULL)
+            return true;
+    return false;
+}
+
 int qf_rules_init(struct qf_rules *rules, const qf_json *config)
 {
     const qf_json *class_name = qf_json_get(config, "_class_name");

@@ -392,20 +392,20 @@ static void test_memory_comes_back(void **state)
 static void *thread_main(void *arg)
 {
     compare(arg, cpu, &nf4, &in_file, 9);
-    compare(arg, cpu, &nf4, &in_memory, 1);
+    compare(arg, cpu, &nf4, &in_memory, 3);
     return NULL;
 }
 
 static void run_threads(const char *fault, struct qf_cuda_options options)
 {
-    pthread_t threads[6];
+    pthread_t threads[3];
     qf_backend *cuda = open_cuda(fault, options);
-    for (size_t i = 0; i < 6; i++)
+    for (size_t i = 0; i < 3; i++)
         assert_int_equal(pthread_create(&threads[i], NULL, thread_main, cuda), 0);
-    for (size_t i = 0; i < 6; i++)
+    for (size_t i = 0; i < 3; i++)
         pthread_join(threads[i], NULL);
     struct qf_cuda_stats s = stats_of(cuda);
-    assert_int_equal(s.chunks + s.chunks_fallback, 6 * 80);
+    assert_int_equal(s.chunks + s.chunks_fallback, 3 * 80);
     if (fault == NULL)
         assert_int_equal(s.chunks_fallback, 0);
     uint64_t limit = options.memory_limit;
@@ -421,7 +421,7 @@ static void test_threads(void **state)
     run_threads(NULL, (struct qf_cuda_options){0});
     /* One slot for all; given back whenever nobody looks. */
     run_threads(NULL, (struct qf_cuda_options){.memory_limit = 1, .idle_ms = 1});
-    run_threads("cuda:lost@50", (struct qf_cuda_options){0});
+    run_threads("cuda:lost@30", (struct qf_cuda_options){0});
     run_threads("cuda:oom@3", (struct qf_cuda_options){0});
 }
 

@@ -121,6 +121,8 @@ def plan(tensors, config, table_on=True):
     if config.get("model_type") in UNSUPPORTED or config.get("quantization_config"):
         return None
     diff = "_class_name" in config
+    if diff and any(w in config["_class_name"] for w in ("Autoencoder", "VAE", "Vae", "VQModel")):
+        return None                                   # left alone unless its modules are forced
     mt = config.get("_class_name") if diff else config.get("model_type", "")
     arch = mt if diff else (config.get("architectures") or [""])[0]
     tab = (table()["diffusers" if diff else "transformers"].get(mt, {}) if table_on else {})

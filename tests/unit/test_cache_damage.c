@@ -383,18 +383,24 @@ static void test_damage_in_use(void **state)
     tmpdir_remove(dir);
 }
 
-static void silence(void)
+/* LMDB's failed assertions are logged as errors: expected here. */
+static int silence(void **state)
 {
-    /* LMDB's failed assertions are logged as errors: expected here. */
+    static int saved;
+    saved = dup(STDERR_FILENO);
     int fd = open("/dev/null", O_WRONLY);
-    if (fd >= 0 && getenv("QF_TEST_VERBOSE") == NULL)
-        dup2(fd, STDERR_FILENO);
+    assert_true(saved >= 0 && fd >= 0);
+    dup2(fd, STDERR_FILENO);
+    close(fd);
+    *state = &saved;
+    return 0;
 }
 
-static int silent_setup(void **state)
+static int restore(void **state)
 {
-    (void)state;
-    silence();
+    int *saved = *state;
+    dup2(*saved, STDERR_FILENO);
+    close(*saved);
     return 0;
 }
 
@@ -409,7 +415,7 @@ int main(void)
         cmocka_unit_test(test_garbage),
         cmocka_unit_test(test_lost_pages),
         cmocka_unit_test(test_random_flips),
-        cmocka_unit_test_setup(test_damage_in_use, silent_setup),
+        cmocka_unit_test_setup_teardown(test_damage_in_use, silence, restore),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

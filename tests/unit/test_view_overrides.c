@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "view/overrides.h"
+#include "view/policy.h"
 
 static struct qf_view base_view(const char *name)
 {
@@ -159,6 +160,55 @@ static void test_matching(void **state)
     assert_false(matches("a.b", "ab"));
 }
 
+/* What a policy makes of three weights of a class, by index: QUANTIZED or a reason. */
+static enum qf_reason judge(const char *config_text, const char *overrides,
+                            size_t index)
+{
+    static const uint64_t shape[] = {64, 64};
+    const struct qf_tensor tensors[] = {
+        {"mid_block.to_q.weight", QF_F32, 2, shape, 0, 16384},
+        {"mid_block.to_k.weight", QF_F32, 2, shape, 16384, 16384},
+        {"lm_head.weight", QF_F32, 2, shape, 32768, 16384},
+    };
+    const struct qf_tensor *list[] = {&tensors[0], &tensors[1], &tensors[2]};
+    qf_json *config = qf_json_parse(config_text, strlen(config_text), NULL);
+    struct qf_view view;
+    accepts("nf4", overrides, &view);
+    struct qf_policy policy;
+    assert_int_equal(qf_policy_plan(list, 3, config, &view, &policy, NULL), 0);
+    enum qf_reason reason =
+        policy.reason[0] != '\0' ? QF_REASON_COUNT : policy.decisions[index].reason;
+    qf_policy_fini(&policy);
+    qf_view_fini(&view);
+    qf_json_free(config);
+    return reason;
+}
+
+static void test_vae(void **state)
+{
+    (void)state;
+    static const char vae[] = "{\"_class_name\":\"AutoencoderKL\"}";
+    assert_int_equal(judge(vae, "{}", 0), QF_REASON_COUNT); /* passes through whole */
+    assert_int_equal(judge(vae, "{\"force\":[\"to_q\"]}", 0), QF_REASON_QUANTIZED);
+    assert_int_equal(judge(vae, "{\"force\":[\"to_q\"]}", 1), QF_REASON_VAE);
+    assert_int_equal(judge("{\"_class_name\":\"UNet2DConditionModel\"}", "{}", 0),
+                     QF_REASON_QUANTIZED);
+}
+
+static void test_policy_patterns(void **state)
+{
+    (void)state;
+    static const char untied[] =
+        "{\"model_type\":\"llama\",\"tie_word_embeddings\":false}";
+    static const char unknown[] = "{\"model_type\":\"llama\"}";
+    assert_int_equal(judge(untied, "{\"skip\":[\"to_q\"]}", 0), QF_REASON_SKIPPED);
+    assert_int_equal(judge(untied, "{\"skip\":[\"to_q\"]}", 1), QF_REASON_QUANTIZED);
+    assert_int_equal(judge(untied, "{}", 2), QF_REASON_HEAD);
+    assert_int_equal(judge(untied, "{\"force\":[\"lm_head\"]}", 2),
+                     QF_REASON_QUANTIZED);
+    assert_int_equal(judge(unknown, "{\"force\":[\"lm_head\"]}", 2), QF_REASON_HEAD);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -168,6 +218,8 @@ int main(void)
         cmocka_unit_test(test_patterns_add_up),
         cmocka_unit_test(test_errors_name_the_key),
         cmocka_unit_test(test_matching),
+        cmocka_unit_test(test_vae),
+        cmocka_unit_test(test_policy_patterns),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
