@@ -7,7 +7,6 @@
 #include <stddef.h>
 
 #include "base/err.h"
-#include "quant/backend.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -26,10 +25,6 @@ int qf_cmd_demo(int argc, char **argv);
 /* Prints "quantfs <command>: sentence" and a pointer to --help; returns QF_CLI_USAGE.
  */
 int qf_cli_usage_error(const char *command, const char *fmt, ...) QF_PRINTF(2, 3);
-
-/* The backend that encodes. isa: "" or NULL for the best. */
-int qf_cli_open_backend(const char *isa, qf_backend **out,
-                        struct qf_err *err) QF_MUST_CHECK;
 
 /* A small file whole, with a NUL behind it that *size does not count. Returns owned. */
 int qf_cli_read_file(const char *path, size_t size_max, char **data, size_t *size,

@@ -13,6 +13,7 @@
 #include "base/log.h"
 #include "cache/store.h"
 #include "cli/cli.h"
+#include "cuda/cuda_backend.h"
 #include "engine/engine.h"
 #include "fs/daemon.h"
 #include "fs/opts.h"
@@ -32,7 +33,8 @@ struct mount {
                                          * overrides */
     size_t view_count;
     qf_root *root;
-    qf_backend *backend;
+    qf_backend *cpu;
+    qf_backend *gpu; /* NULL: none is used */
     qf_store *store;
     qf_engine *engine;
     qf_tree *tree;
@@ -105,6 +107,30 @@ static int open_store(struct mount *m, struct qf_err *err)
     return qf_store_mem_open(m->options.cache_size, &m->store);
 }
 
+/* The CPU is always there: it does what a GPU cannot. */
+static int open_backends(struct mount *m, struct qf_err *err)
+{
+    const char *device = m->options.device;
+    const char *isa = m->options.isa[0] != '\0' ? m->options.isa : NULL;
+    int rc = qf_cpu_backend_open(isa, &m->cpu, err);
+    if (rc != 0 || device[0] == '\0' || strcmp(device, "cpu") == 0)
+        return rc;
+    struct qf_cuda_options cuda = {0};
+    if (strncmp(device, "cuda:", 5) == 0)
+        cuda.device = atoi(device + 5);
+    rc = qf_cuda_backend_open(&cuda, m->cpu, &m->gpu, err);
+    if (rc != 0 && strcmp(device, "auto") == 0) {
+        qf_log(QF_LOG_DEBUG, "%s; encoding on the CPU", err->text);
+        rc = 0;
+    }
+    return rc;
+}
+
+static qf_backend *backend_of(const struct mount *m)
+{
+    return m->gpu != NULL ? m->gpu : m->cpu;
+}
+
 /* Puts the overrides of the policy file into every view. */
 static int apply_policy(struct mount *m, struct qf_err *err)
 {
@@ -134,13 +160,13 @@ static int open_all(struct mount *m, struct qf_err *err)
     if (rc == 0)
         rc = qf_daemon_check_mountpoint(m->mountpoint, qf_root_path(m->root), err);
     if (rc == 0)
-        rc = qf_cli_open_backend(m->options.isa, &m->backend, err);
+        rc = open_backends(m, err);
     if (rc == 0)
         rc = open_store(m, err);
     if (rc != 0)
         return rc;
     struct qf_engine_options engine = {
-        .backend = m->backend,
+        .backend = backend_of(m),
         .store = m->store,
         .thread_count = m->options.threads,
         .memory_limit = m->options.memory,
@@ -165,7 +191,8 @@ static void close_all(struct mount *m)
     qf_tree_free(m->tree);
     qf_engine_free(m->engine);
     qf_store_close(m->store);
-    qf_backend_close(m->backend);
+    qf_backend_close(m->gpu);
+    qf_backend_close(m->cpu);
     qf_root_close(m->root);
     while (m->view_count > 0)
         qf_view_fini(&m->views[--m->view_count]);
@@ -195,7 +222,7 @@ static int run(struct mount *m)
     }
     qf_process_ready(&process); /* from here on the log is the system's */
     qf_log(QF_LOG_INFO, "%s on %s: encoding with %s, cache %s", m->store_path,
-           m->mountpoint, qf_backend_name(m->backend), m->store->ops->name);
+           m->mountpoint, qf_backend_name(backend_of(m)), m->store->ops->name);
     rc = qf_daemon_serve(m->daemon);
     if (rc != 0)
         qf_log(QF_LOG_ERROR, "serving ended: %s", strerror(-rc));

@@ -201,19 +201,10 @@ static int read_source(void *ctx, void *buf, size_t size, uint64_t off)
     return rc;
 }
 
-/* A record is stored and compared as it lies: what no slice covers is zero. */
-static void clear_gaps(const struct qf_plan *plan, uint64_t number, uint8_t *record)
+static void account_source(void *ctx, size_t size)
 {
-    size_t end = 0;
-    for (uint32_t i = 0; i < plan->part_count; i++) {
-        if (plan->parts[i].stage != QF_STAGE_CHUNK)
-            continue;
-        size_t off, size;
-        qf_plan_chunk_slice(plan, number, i, &off, &size);
-        memset(record + end, 0, off - end);
-        end = off + size;
-    }
-    memset(record + end, 0, qf_plan_chunk_size(plan, number) - end);
+    struct qf_chunk *chunk = ctx;
+    atomic_fetch_add(&chunk->engine->count.source_bytes_read, size);
 }
 
 static int encode_chunk(struct qf_chunk *chunk)
@@ -224,16 +215,15 @@ static int encode_chunk(struct qf_chunk *chunk)
         .plan = tensor->plan,
         .chunk = chunk->id.number,
         .source = {.read = read_source,
+                   .account = account_source,
                    .ctx = chunk,
                    .fd = qf_srcfile_fd(file->src),
                    .fd_off = tensor->src->off},
         .record = chunk->data,
     };
     qf_backend_encode(file->engine->backend, &job, 1);
-    if (job.rc == 0) {
-        clear_gaps(tensor->plan, chunk->id.number, chunk->data);
+    if (job.rc == 0)
         atomic_fetch_add(&file->engine->count.chunks_encoded, 1);
-    }
     return job.rc;
 }
 

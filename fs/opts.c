@@ -98,6 +98,16 @@ static int set_threads(struct qf_mount_options *o, const char *value,
     return get_number("threads", value, 1024, &o->threads, err);
 }
 
+static int set_device(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    bool cuda = strncmp(value, "cuda:", 5) == 0 && value[5] != '\0' &&
+                value[5 + strspn(value + 5, "0123456789")] == '\0';
+    if (!cuda && strcmp(value, "auto") != 0 && strcmp(value, "cpu") != 0)
+        return qf_err_set(err, -EINVAL, "option device=%s: not auto, cpu or cuda:N",
+                          value);
+    return get_text("device", value, o->device, sizeof o->device, err);
+}
+
 static int set_isa(struct qf_mount_options *o, const char *value, struct qf_err *err)
 {
     return get_text("isa", value, o->isa, sizeof o->isa, err);
@@ -149,6 +159,7 @@ static const struct option options_table[] = {
      set_cache_size},
     {"memory", "SIZE", "bytes in flight and kept in memory (512M)", set_memory},
     {"threads", "N", "threads that encode ahead (one per processor)", set_threads},
+    {"device", "NAME", "cpu, cuda:N, or auto: a GPU if there is one (cpu)", set_device},
     {"isa", "NAME", "scalar, avx2 or avx512 (the best there is; same bytes)", set_isa},
     {"attr_ttl", "SECONDS", "how long names and sizes are trusted (60)", set_attr_ttl},
     {"read_ahead_kb", "KIB", "read-ahead of the mount, when root (4096)",

@@ -24,6 +24,7 @@ struct qf_mount_options {
     uint64_t cache_size;           /* bytes; 0: the store's default */
     uint64_t memory;               /* bytes; 0: the engine's default */
     unsigned threads;              /* encoding threads; 0: one per processor */
+    char device[32];               /* "": cpu; else auto, cpu or cuda:N */
     char isa[16];                  /* "": the best */
     unsigned attr_ttl_s;           /* how long the kernel may trust names and sizes */
     unsigned read_ahead_kb;        /* of the mount, when we may set it */
