@@ -260,6 +260,7 @@ static const struct qf_backend_ops cuda_ops = {
     .name = "cuda",
     .encode = cuda_encode,
     .close = cuda_close,
+    .batch = 32,
     .pin = cuda_pin,
     .unpin = cuda_unpin,
 };

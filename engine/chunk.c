@@ -23,6 +23,8 @@
 /* Bytes on their way to the store, below what it queues before it drops. */
 #define STORING_MAX   (QF_CACHE_QUEUE_SIZE_MAX / 2)
 #define STORE_WAIT_MS 100
+/* Jobs that a backend gets at a time, at most. */
+#define BATCH_MAX 32u
 
 enum chunk_state { CHUNK_QUEUED, CHUNK_ENCODING, CHUNK_READY, CHUNK_FAILED };
 
@@ -31,13 +33,13 @@ struct qf_chunk {
     struct qf_hash128 key;
     struct qf_chunk *bucket_next;
     struct qf_chunk *idle_prev, *idle_next;
+    struct qf_chunk *queue_prev, *queue_next; /* while QUEUED */
     qf_engine *engine;
     qf_shard_file *file; /* a reference, until encoded */
     struct qf_record_id id;
     enum chunk_state state;
     bool idle;     /* in the idle list */
     bool in_table; /* in a bucket */
-    bool stored;   /* came from the store: need not go there */
     int rc;
     uint32_t refs; /* users; the table itself holds none */
     pthread_cond_t changed;
@@ -92,6 +94,31 @@ static void idle_append(struct qf_chunk_table *table, struct qf_chunk *chunk)
         table->idle_head = chunk;
     table->idle_tail = chunk;
     chunk->idle = true;
+}
+
+static void queue_append(struct qf_chunk_table *table, struct qf_chunk *chunk)
+{
+    chunk->queue_prev = table->queue_tail;
+    chunk->queue_next = NULL;
+    if (table->queue_tail != NULL)
+        table->queue_tail->queue_next = chunk;
+    else
+        table->queue_head = chunk;
+    table->queue_tail = chunk;
+    table->queued_size += chunk->size;
+}
+
+static void queue_remove(struct qf_chunk_table *table, struct qf_chunk *chunk)
+{
+    if (chunk->queue_prev != NULL)
+        chunk->queue_prev->queue_next = chunk->queue_next;
+    else
+        table->queue_head = chunk->queue_next;
+    if (chunk->queue_next != NULL)
+        chunk->queue_next->queue_prev = chunk->queue_prev;
+    else
+        table->queue_tail = chunk->queue_prev;
+    table->queued_size -= chunk->size;
 }
 
 static void chunk_ref(struct qf_chunk_table *table, struct qf_chunk *chunk)
@@ -207,43 +234,6 @@ static void account_source(void *ctx, size_t size)
     atomic_fetch_add(&chunk->engine->count.source_bytes_read, size);
 }
 
-static int encode_chunk(struct qf_chunk *chunk)
-{
-    qf_shard_file *file = chunk->file;
-    const struct qf_layout_tensor *tensor = &file->layout->tensors[chunk->id.tensor];
-    struct qf_job job = {
-        .plan = tensor->plan,
-        .chunk = chunk->id.number,
-        .source = {.read = read_source,
-                   .account = account_source,
-                   .ctx = chunk,
-                   .fd = qf_srcfile_fd(file->src),
-                   .fd_off = tensor->src->off},
-        .record = chunk->data,
-    };
-    qf_backend_encode(file->engine->backend, &job, 1);
-    if (job.rc == 0)
-        atomic_fetch_add(&file->engine->count.chunks_encoded, 1);
-    return job.rc;
-}
-
-static int make_record(struct qf_chunk *chunk)
-{
-    qf_shard_file *file = chunk->file;
-    chunk->data = qf_memory_get(&file->engine->memory, chunk->size);
-    if (chunk->data == NULL)
-        return -ENOMEM;
-    int rc;
-    if (chunk->id.number != QF_KEY_SEAL)
-        rc = encode_chunk(chunk);
-    else if ((chunk->stored = qf_seal_load(file, chunk->id.tensor, chunk->data)))
-        rc = 0;
-    else
-        rc = qf_seal_make(file, chunk->id.tensor, chunk->data);
-    /* Only bytes of the version that the key names may be published. */
-    return rc != 0 ? rc : qf_srcfile_check(file->src);
-}
-
 static void put_finished(void *arg)
 {
     struct qf_chunk *chunk = arg;
@@ -302,25 +292,92 @@ static void store_record(qf_shard_file *file, struct qf_chunk *chunk, bool worke
                      chunk);
 }
 
-/* The owner's work: from ENCODING to READY or FAILED. The caller keeps its reference.
- */
-static int run_encoding(struct qf_chunk *chunk, bool worker)
+/* From ENCODING to READY or FAILED; whoever waits goes on. */
+static void publish(struct qf_chunk *chunk, int rc)
 {
-    qf_shard_file *file = chunk->file;
-    qf_engine *engine = file->engine;
-    int rc = make_record(chunk);
-    pthread_mutex_lock(&engine->chunks.lock);
+    struct qf_chunk_table *table = &chunk->engine->chunks;
+    pthread_mutex_lock(&table->lock);
     chunk->rc = rc;
     chunk->state = rc == 0 ? CHUNK_READY : CHUNK_FAILED;
     if (rc != 0)
-        table_remove(&engine->chunks, chunk);
+        table_remove(table, chunk);
     chunk->file = NULL;
     pthread_cond_broadcast(&chunk->changed);
-    pthread_mutex_unlock(&engine->chunks.lock);
-    if (rc == 0 && !chunk->stored)
+    pthread_mutex_unlock(&table->lock);
+}
+
+/* Only bytes of the version that the key names may be published. */
+static int checked(const qf_shard_file *file, int rc)
+{
+    return rc != 0 ? rc : qf_srcfile_check(file->src);
+}
+
+static void run_seal(struct qf_chunk *chunk, bool worker)
+{
+    qf_shard_file *file = chunk->file;
+    int rc = -ENOMEM;
+    bool loaded = false;
+    chunk->data = qf_memory_get(&chunk->engine->memory, chunk->size);
+    if (chunk->data != NULL) {
+        loaded = qf_seal_load(file, chunk->id.tensor, chunk->data);
+        rc = loaded ? 0 : qf_seal_make(file, chunk->id.tensor, chunk->data);
+    }
+    rc = checked(file, rc);
+    publish(chunk, rc);
+    if (rc == 0 && !loaded)
         store_record(file, chunk, worker);
     qf_shard_file_unref(file);
-    return rc;
+}
+
+static struct qf_job job_of(struct qf_chunk *chunk)
+{
+    const struct qf_shard_file *file = chunk->file;
+    const struct qf_layout_tensor *tensor = &file->layout->tensors[chunk->id.tensor];
+    return (struct qf_job){
+        .plan = tensor->plan,
+        .chunk = chunk->id.number,
+        .source = {.read = read_source,
+                   .account = account_source,
+                   .ctx = chunk,
+                   .fd = qf_srcfile_fd(file->src),
+                   .fd_off = tensor->src->off},
+        .record = chunk->data,
+    };
+}
+
+/* The owner's work on chunks of any files. All are published before the first is
+ * stored: storing may wait. */
+static void run_chunks(struct qf_chunk **chunks, size_t count, bool worker)
+{
+    qf_engine *engine = chunks[0]->engine;
+    qf_shard_file *files[BATCH_MAX];
+    struct qf_job jobs[BATCH_MAX];
+    struct qf_chunk *at_work[BATCH_MAX];
+    size_t n = 0;
+    for (size_t i = 0; i < count; i++) {
+        chunks[i]->data = qf_memory_get(&engine->memory, chunks[i]->size);
+        if (chunks[i]->data == NULL) {
+            qf_shard_file *file = chunks[i]->file;
+            publish(chunks[i], -ENOMEM);
+            qf_shard_file_unref(file);
+            continue;
+        }
+        files[n] = chunks[i]->file;
+        jobs[n] = job_of(chunks[i]);
+        at_work[n++] = chunks[i];
+    }
+    qf_backend_encode(engine->backend, jobs, n);
+    for (size_t i = 0; i < n; i++) {
+        if (jobs[i].rc == 0)
+            atomic_fetch_add(&engine->count.chunks_encoded, 1);
+        jobs[i].rc = checked(files[i], jobs[i].rc);
+        publish(at_work[i], jobs[i].rc);
+    }
+    for (size_t i = 0; i < n; i++) {
+        if (jobs[i].rc == 0)
+            store_record(files[i], at_work[i], worker);
+        qf_shard_file_unref(files[i]);
+    }
 }
 
 /* With the lock held: makes the caller the owner of an entry that nobody has begun. */
@@ -329,8 +386,35 @@ static bool start_queued(struct qf_chunk *chunk)
     if (chunk->state != CHUNK_QUEUED)
         return false;
     chunk->state = CHUNK_ENCODING;
-    chunk->engine->chunks.queued_size -= chunk->size;
+    queue_remove(&chunk->engine->chunks, chunk);
     return true;
+}
+
+/* Encodes the chunk that the caller owns, together with others that are queued if the
+ * backend likes that. The caller keeps its reference. */
+static void run_encoding(struct qf_chunk *chunk, bool worker)
+{
+    qf_engine *engine = chunk->engine;
+    struct qf_chunk_table *table = &engine->chunks;
+    if (chunk->id.number == QF_KEY_SEAL) {
+        run_seal(chunk, worker);
+        return;
+    }
+    struct qf_chunk *batch[BATCH_MAX] = {chunk};
+    size_t want = qf_backend_batch(engine->backend);
+    size_t count = 1;
+    pthread_mutex_lock(&table->lock);
+    while (count < want && count < BATCH_MAX && table->queue_head != NULL) {
+        struct qf_chunk *next = table->queue_head;
+        chunk_ref(table, next);
+        start_queued(next);
+        batch[count++] = next;
+    }
+    pthread_mutex_unlock(&table->lock);
+    run_chunks(batch, count, worker);
+    atomic_fetch_add(&engine->count.chunks_prefetched, worker ? count : count - 1);
+    for (size_t i = 1; i < count; i++)
+        chunk_unref(engine, batch[i]);
 }
 
 static void run_prefetched(struct qf_task *task)
@@ -338,10 +422,10 @@ static void run_prefetched(struct qf_task *task)
     struct qf_chunk *chunk = (struct qf_chunk *)task;
     qf_engine *engine = chunk->engine;
     pthread_mutex_lock(&engine->chunks.lock);
-    bool mine = start_queued(chunk); /* else a reader could not wait for us */
+    bool mine = start_queued(chunk); /* else somebody was faster */
     pthread_mutex_unlock(&engine->chunks.lock);
-    if (mine && run_encoding(chunk, true) == 0)
-        atomic_fetch_add(&engine->count.chunks_prefetched, 1);
+    if (mine)
+        run_encoding(chunk, true);
     chunk_unref(engine, chunk);
 }
 
@@ -493,7 +577,9 @@ int qf_record_get(qf_shard_file *file, struct qf_record_id id, struct qf_record 
     struct qf_chunk *chunk = claim(file, id, &mine);
     if (chunk == NULL)
         return -ENOMEM;
-    int rc = mine ? run_encoding(chunk, false) : wait_for(engine, chunk);
+    if (mine)
+        run_encoding(chunk, false);
+    int rc = wait_for(engine, chunk);
     if (rc != 0) {
         chunk_unref(engine, chunk);
         return rc;
@@ -540,7 +626,7 @@ bool qf_record_prefetch(qf_shard_file *file, struct qf_record_id id)
         chunk = chunk_new(file, id, key, CHUNK_QUEUED);
     if (chunk != NULL) {
         table_insert(&engine->chunks, chunk);
-        engine->chunks.queued_size += chunk->size;
+        queue_append(&engine->chunks, chunk);
     }
     pthread_mutex_unlock(&engine->chunks.lock);
     if (chunk != NULL)

@@ -37,6 +37,8 @@ struct qf_chunk_table {
     struct qf_chunk *buckets[QF_CHUNK_BUCKETS];
     struct qf_chunk *idle_head; /* READY, unused: least recently used first */
     struct qf_chunk *idle_tail;
+    struct qf_chunk *queue_head; /* QUEUED, in the order in which they were asked for */
+    struct qf_chunk *queue_tail;
     uint64_t queued_size;  /* bytes that QUEUED entries will need */
     uint64_t storing_size; /* bytes on their way to the store */
     pthread_cond_t stored; /* storing_size has fallen */

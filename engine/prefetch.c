@@ -10,6 +10,8 @@
 
 #define WINDOW_FIRST (UINT64_C(1) << 20)
 #define WINDOW_MAX   (UINT64_C(8) << 20)
+/* For a backend that likes many jobs at a time: two such batches. */
+#define WINDOW_MAX_BATCH (UINT64_C(32) << 20)
 /* The kernel's asynchronous requests of one stream overtake each other by this much. */
 #define SLACK (UINT64_C(2) << 20)
 
@@ -45,7 +47,7 @@ static struct qf_stream *oldest_stream(struct qf_prefetch *prefetch)
 
 /* Updates the streams; [*from, *to) is what to queue. */
 static void plan_ahead(struct qf_prefetch *prefetch, uint64_t off, uint64_t size,
-                       uint64_t *from, uint64_t *to)
+                       uint64_t window_max, uint64_t *from, uint64_t *to)
 {
     uint64_t end = off + size;
     pthread_mutex_lock(&prefetch->lock);
@@ -56,8 +58,8 @@ static void plan_ahead(struct qf_prefetch *prefetch, uint64_t off, uint64_t size
     } else if (end > s->next) {
         s->next = end;
         s->window = s->window == 0 ? WINDOW_FIRST : s->window * 2;
-        if (s->window > WINDOW_MAX)
-            s->window = WINDOW_MAX;
+        if (s->window > window_max)
+            s->window = window_max;
     }
     s->used = ++prefetch->clock;
     *from = s->ahead > off ? s->ahead : off;
@@ -89,7 +91,9 @@ void qf_prefetch_note(qf_shard_file *file, uint64_t off, uint64_t size)
 {
     const struct qf_layout *layout = file->layout;
     uint64_t from, to;
-    plan_ahead(&file->prefetch, off, size, &from, &to);
+    bool batches = qf_backend_batch(file->engine->backend) > 1;
+    plan_ahead(&file->prefetch, off, size, batches ? WINDOW_MAX_BATCH : WINDOW_MAX,
+               &from, &to);
     if (to > layout->file_size)
         to = layout->file_size;
     if (from >= to)

@@ -15,6 +15,7 @@
 
 static_assert(PIECE_SIZE + 4096 <= QF_STORED_SIZE_MAX, "a piece is a stored value");
 
+/* Chunks that workers are ahead; a backend that likes batches gets one more of them. */
 #define LOOK_AHEAD 8u
 
 static size_t piece_size(size_t size, size_t off)
@@ -51,8 +52,11 @@ static int gather_absmax(qf_shard_file *file, uint32_t tensor, float *absmax)
     const struct qf_part *part = qf_plan_part(plan, QF_PART_BLOCK_ABSMAX);
     assert(part != NULL);
     uint32_t index = (uint32_t)(part - plan->parts);
+    uint64_t ahead = LOOK_AHEAD;
+    if (qf_backend_batch(file->engine->backend) > 1)
+        ahead += qf_backend_batch(file->engine->backend);
     for (uint64_t n = 0; n < plan->chunk_count; n++) {
-        for (uint64_t k = n + 1; k < plan->chunk_count && k <= n + LOOK_AHEAD; k++)
+        for (uint64_t k = n + 1; k < plan->chunk_count && k <= n + ahead; k++)
             if (!qf_record_prefetch(file, (struct qf_record_id){tensor, k}))
                 break;
         struct qf_record record;

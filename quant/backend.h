@@ -45,6 +45,7 @@ struct qf_backend_ops {
     const char *name; /* "scalar", "avx2", "avx512", "cuda" */
     void (*encode)(qf_backend *backend, struct qf_job *jobs, size_t count);
     void (*close)(qf_backend *backend);
+    size_t batch; /* jobs that it likes to get at a time; 0: one */
     /* See qf_backend_pin; both NULL where it changes nothing. */
     void (*pin)(qf_backend *backend, void *data, size_t size);
     void (*unpin)(qf_backend *backend, void *data);
@@ -75,6 +76,12 @@ static inline void qf_backend_unpin(qf_backend *backend, void *data)
 {
     if (backend->ops->unpin != NULL)
         backend->ops->unpin(backend, data);
+}
+
+/* At least 1. */
+static inline size_t qf_backend_batch(const qf_backend *backend)
+{
+    return backend->ops->batch != 0 ? backend->ops->batch : 1;
 }
 
 static inline const char *qf_backend_name(const qf_backend *backend)

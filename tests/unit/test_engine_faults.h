@@ -9,6 +9,7 @@
 
 struct fault_backend {
     qf_backend base;
+    struct qf_backend_ops ops;
     qf_backend *real;
     _Atomic int calls;
     _Atomic int fail_from; /* calls from this number on (from 1) fail; 0: none */
@@ -42,8 +43,9 @@ static inline void fault_encode(qf_backend *backend, struct qf_job *jobs, size_t
 
 static inline void fault_backend_init(struct fault_backend *b)
 {
-    static const struct qf_backend_ops ops = {.name = "fault", .encode = fault_encode};
-    *b = (struct fault_backend){.base.ops = &ops, .real = fx_backend(NULL)};
+    *b = (struct fault_backend){.ops = {.name = "fault", .encode = fault_encode},
+                                .real = fx_backend(NULL)};
+    b->base.ops = &b->ops;
 }
 
 static inline void fault_backend_fini(struct fault_backend *b)

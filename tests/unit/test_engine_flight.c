@@ -101,6 +101,44 @@ static void test_once_each(void **state)
     }
 }
 
+/* A backend that likes batches gets them, and every chunk is still encoded once. */
+static void test_batches(void **state)
+{
+    (void)state;
+    static const char *const views[] = {"nf4", "dq"};
+    for (size_t v = 0; v < 2; v++) {
+        struct fx fx;
+        struct fault_backend backend;
+        struct reader readers[THREADS];
+        fx_begin(&fx, fx_all, FX_ALL_COUNT, views[v]);
+        fault_backend_init(&backend);
+        qf_store *plain = fx_store_mem(0);
+        fx_open(&fx, &backend.base, plain, 0);
+        unsigned char *all = fx_read_all(&fx, 1u << 20);
+        fx_expect(&fx, all);
+        fx_close(&fx);
+        backend.ops.batch = 8;
+        backend.calls = 0;
+        qf_store *store = fx_store_mem(1u << 30);
+        fx_open(&fx, &backend.base, store, 0);
+        free(fx_read_all(&fx, 1u << 20));
+        for (size_t i = 0; i < THREADS; i++)
+            readers[i] =
+                (struct reader){.fx = &fx, .all = all, .count = 20, .seed = i * 7 + v};
+        run(readers, read_at_random);
+        for (size_t i = 0; i < THREADS; i++)
+            assert_int_equal(readers[i].result, 0);
+        assert_int_equal(fx_stats(&fx).chunks_encoded, fx_chunks(&fx));
+        assert_true((uint64_t)backend.calls < fx_chunks(&fx));
+        fx_close(&fx);
+        qf_store_close(store);
+        qf_store_close(plain);
+        fault_backend_fini(&backend);
+        free(all);
+        fx_end(&fx);
+    }
+}
+
 /* Every waiter is told; the next one who asks gets a new try. */
 static void test_failure(void **state)
 {
@@ -306,9 +344,10 @@ static void test_change_of_kept(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_once_each),      cmocka_unit_test(test_failure),
-        cmocka_unit_test(test_seal_failure),   cmocka_unit_test(test_changes),
-        cmocka_unit_test(test_change_in_seal), cmocka_unit_test(test_change_of_kept),
+        cmocka_unit_test(test_once_each),      cmocka_unit_test(test_batches),
+        cmocka_unit_test(test_failure),        cmocka_unit_test(test_seal_failure),
+        cmocka_unit_test(test_changes),        cmocka_unit_test(test_change_in_seal),
+        cmocka_unit_test(test_change_of_kept),
     };
     return cmocka_run_group_tests_name("engine_flight", tests, NULL, NULL);
 }
