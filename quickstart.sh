@@ -52,15 +52,25 @@ if [ $# -eq 0 ] && [ ! -e "$store/llama-demo/config.json" ]; then
     mv "$store/.llama-demo.new" "$store/llama-demo"
 fi
 
-if [ -e "$mnt/.quantfs/status" ]; then
-    echo "$mnt is mounted already (unmount it first to mount another store)"
+if mounted_store=$(sed -n 's/^store=//p' "$mnt/.quantfs/status" 2>/dev/null) &&
+    [ -n "$mounted_store" ]; then
+    if [ $# -ge 1 ] && [ "$(realpath "$store")" != "$mounted_store" ]; then
+        echo "$mnt shows $mounted_store already; unmount it first: $quantfs umount $mnt" >&2
+        exit 1
+    fi
+    echo "$mnt is mounted already"
 else
+    # What a daemon that died has left.
+    if grep -q " $mnt fuse.quantfs " /proc/self/mounts; then
+        "$quantfs" umount -l "$mnt"
+    fi
     mkdir -p "$mnt"
     "$quantfs" mount "$store" "$mnt"
     echo "mounted $store on $mnt"
 fi
 
-size_of() { du -sL --apparent-size -B1 "$1" 2>/dev/null | cut -f1; }
+# The blobs of a hub cache pass through; its snapshots show the same files quantized.
+size_of() { du -sL --apparent-size --exclude=blobs -B1 "$1" 2>/dev/null | cut -f1; }
 human() { numfmt --to=iec --suffix=B "$1"; }
 
 echo
@@ -75,7 +85,8 @@ for view in "$mnt"/*/; do
     example=$view
 done
 first=$(find -L "$example" -maxdepth 6 -name config.json \
-    -exec grep -l '"quantization_config"' {} + 2>/dev/null | head -n 1) || true
+    -exec grep -l '"quant_method": "bitsandbytes"' {} + 2>/dev/null |
+    xargs -r -d '\n' grep -l '"model_type"' | head -n 1) || true
 echo
 echo "The sizes follow from the headers; nothing is quantized before it is read. To load"
 echo "a view (pip install torch transformers accelerate bitsandbytes):"

@@ -239,6 +239,10 @@ static int load_directory(struct qf_model_load *load)
         rc = -ENOTDIR;
     if (rc != 0)
         return rc;
+    qf_stat_settle(&st);
+    rc = qf_root_resolve(load->root, load->path, NULL, &st);
+    if (rc != 0)
+        return rc;
     struct qf_ident ident = qf_ident_of(&st);
     rc = qf_model_note(load, "", &ident);
     if (rc == 0)

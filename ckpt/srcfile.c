@@ -13,8 +13,10 @@
 
 #include "ckpt/root.h"
 
-/* Coarse clocks tick at 100 Hz or more. */
+/* The kernel's coarse clock ticks at 100 Hz or more. Times of whole seconds come from a
+ * filesystem that keeps no finer ones (FAT: two seconds). */
 #define TIMESTAMP_STEP_NS INT64_C(20000000)
+#define COARSE_STEP_NS    INT64_C(2000000000)
 
 struct qf_srcfile {
     int fd;
@@ -76,21 +78,18 @@ static int open_regular(const qf_root *root, const char *path, struct stat *st)
     return fd;
 }
 
-/* Timestamps move in steps of a few milliseconds: a second write in the step of the
- * first would leave no trace. A file that has just been written is therefore looked at
- * again when its step is over. A clock that is not ours (a file server's) may make the
- * file look older than it is; one step is waited for at most. */
-static int settle(int fd, struct stat *st)
+void qf_stat_settle(const struct stat *st)
 {
     struct timespec now;
     clock_gettime(CLOCK_REALTIME, &now);
     int64_t age = nanoseconds(now) - nanoseconds(st->st_ctim);
-    if (age < 0 || age >= TIMESTAMP_STEP_NS)
-        return 0;
-    struct timespec rest = {.tv_nsec = (long)(TIMESTAMP_STEP_NS - age)};
+    int64_t step = st->st_ctim.tv_nsec == 0 ? COARSE_STEP_NS : TIMESTAMP_STEP_NS;
+    if (age < 0 || age >= step)
+        return;
+    struct timespec rest = {.tv_sec = (time_t)((step - age) / 1000000000),
+                            .tv_nsec = (long)((step - age) % 1000000000)};
     while (nanosleep(&rest, &rest) != 0)
         ;
-    return fstat_errno(fd, st);
 }
 
 int qf_srcfile_open(const qf_root *root, const char *path, qf_srcfile **out,
@@ -105,7 +104,11 @@ int qf_srcfile_open(const qf_root *root, const char *path, qf_srcfile **out,
     if (fd < 0)
         return qf_err_set(err, fd, "%s: %s", path, strerror(-fd));
     qf_srcfile *file = malloc(sizeof *file);
-    int rc = file != NULL ? settle(fd, &st) : -ENOMEM;
+    int rc = -ENOMEM;
+    if (file != NULL) {
+        qf_stat_settle(&st);
+        rc = fstat_errno(fd, &st);
+    }
     if (rc != 0) {
         close(fd);
         free(file);

@@ -31,6 +31,13 @@ struct qf_ident {
 struct qf_ident qf_ident_of(const struct stat *st);
 bool qf_ident_eq(const struct qf_ident *a, const struct qf_ident *b);
 
+/* Waits until a further change would show in the times: they move in steps of a few
+ * milliseconds (some filesystems': seconds), and a second change within the step of the
+ * first leaves no trace. Returns at once unless the last change was just now. Look at
+ * the attributes again afterwards. A clock that is not ours (a file server's) may make
+ * a change look older than it is; one step is waited for at most. */
+void qf_stat_settle(const struct stat *st);
+
 /* Opens the store's directory. -ENOTDIR, -ENOENT, … with err written. */
 int qf_root_open(const char *path, qf_root **out, struct qf_err *err) QF_MUST_CHECK;
 void qf_root_close(qf_root *root);

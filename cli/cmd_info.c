@@ -8,16 +8,20 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
+#include "base/limits.h"
 #include "cli/cli.h"
 #include "cli/report.h"
+#include "view/overrides.h"
 
 #define DEPTH_MAX 64
 
 struct info {
     struct qf_report_options options;
     struct qf_view views[QF_VIEWS_MAX];
+    const char *policy; /* a file, or NULL */
     bool json;
     qf_root *root;
     size_t count;
@@ -26,7 +30,7 @@ struct info {
 
 static void print_help(void)
 {
-    puts("usage: quantfs info [--json] [--tensors] [--views A:B:…] PATH\n"
+    puts("usage: quantfs info [--json] [--tensors] [--views A:B] [--policy FILE] PATH\n"
          "\n"
          "Tells what the model in directory PATH, or every model below it, becomes in "
          "each\n"
@@ -36,7 +40,8 @@ static void print_help(void)
          "\n"
          "      --json         one JSON document\n"
          "      --tensors      every tensor with its reason\n"
-         "      --views A:B:…  these views (nf4:int8:dq:fp4)\n"
+         "      --views A:B    these views (nf4:int8:dq:fp4)\n"
+         "      --policy FILE  with the overrides that a mount has by -o policy=FILE\n"
          "\n"
          "exit codes: 0 told, 1 usage, 2 PATH cannot be read or holds no model");
 }
@@ -153,6 +158,7 @@ static int parse(struct info *info, int argc, char **argv, bool *help)
         {"json", no_argument, NULL, 'j'},
         {"tensors", no_argument, NULL, 't'},
         {"views", required_argument, NULL, 'v'},
+        {"policy", required_argument, NULL, 'p'},
         {"help", no_argument, NULL, 'h'},
         {0},
     };
@@ -171,6 +177,9 @@ static int parse(struct info *info, int argc, char **argv, bool *help)
         case 'v':
             views = optarg;
             break;
+        case 'p':
+            info->policy = optarg;
+            break;
         case 'h':
             *help = true;
             return 0;
@@ -188,6 +197,27 @@ static int parse(struct info *info, int argc, char **argv, bool *help)
     return 0;
 }
 
+/* The views as a mount with this policy file would show them. */
+static int apply_policy(struct info *info)
+{
+    struct qf_err err = {""};
+    char *text = NULL;
+    size_t size = 0;
+    int rc = info->policy != NULL ? qf_cli_read_file(info->policy, QF_CONFIG_SIZE_MAX,
+                                                     &text, &size, &err)
+                                  : 0;
+    for (size_t i = 0; text != NULL && rc == 0 && i < info->options.view_count; i++) {
+        struct qf_view base = info->views[i];
+        rc = qf_overrides_apply(&base, text, size, &info->views[i], &err);
+        if (rc != 0)
+            qf_err_prefix(&err, "%s", info->policy);
+    }
+    free(text);
+    if (rc != 0)
+        fprintf(stderr, "quantfs info: %s\n", err.text);
+    return rc;
+}
+
 static int tell(struct info *info, const char *name)
 {
     char path[PATH_MAX];
@@ -196,6 +226,10 @@ static int tell(struct info *info, const char *name)
         fprintf(stderr, "quantfs info: %s: %s\n", name, strerror(errno));
         return QF_CLI_FAILED;
     }
+    struct stat st;
+    char *slash = strrchr(path, '/');
+    if (stat(path, &st) == 0 && !S_ISDIR(st.st_mode) && slash > path)
+        *slash = '\0'; /* of a file its directory is told */
     source_of_path(path);
     int rc = qf_root_open("/", &info->root, &err);
     if (rc != 0) {
@@ -222,5 +256,8 @@ int qf_cmd_info(int argc, char **argv)
         print_help();
         return QF_CLI_OK;
     }
-    return tell(&info, argv[optind]);
+    code = apply_policy(&info) == 0 ? tell(&info, argv[optind]) : QF_CLI_FAILED;
+    for (size_t i = 0; i < info.options.view_count; i++)
+        qf_view_fini(&info.views[i]);
+    return code;
 }

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -152,8 +153,20 @@ static int apply_policy(struct mount *m, struct qf_err *err)
     return rc;
 }
 
+/* Every open file of a view holds a descriptor of its source. */
+static void raise_open_files(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return;
+    limit.rlim_cur = limit.rlim_max;
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+        qf_log(QF_LOG_DEBUG, "limit of open files: %s", strerror(errno));
+}
+
 static int open_all(struct mount *m, struct qf_err *err)
 {
+    raise_open_files();
     int rc = apply_policy(m, err);
     if (rc == 0)
         rc = qf_root_open(m->store_path, &m->root, err);

@@ -3,19 +3,22 @@
  * this command waits for it, so that a mount right afterwards finds everything. */
 #include <fcntl.h>
 #include <poll.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "cli/cli.h"
 #include "fs/process.h"
 
-#define WAIT_MS 60000
+#define WAIT_MS       60000
+#define ANSWER_WAIT_S 2
 
 /* A descriptor of the daemon's process, or -1. */
 static int daemon_pidfd(const char *mountpoint)
@@ -34,6 +37,38 @@ static int daemon_pidfd(const char *mountpoint)
     text[size] = '\0';
     const char *line = strstr(text, "\npid=");
     return line != NULL ? (int)syscall(SYS_pidfd_open, atoi(line + 5), 0) : -1;
+}
+
+struct find_daemon {
+    const char *mountpoint;
+    int pidfd;
+};
+
+static void *find_daemon(void *arg)
+{
+    struct find_daemon *find = arg;
+    find->pidfd = daemon_pidfd(find->mountpoint);
+    return NULL;
+}
+
+/* The same, but a daemon that hangs does not hang us. */
+static int daemon_pidfd_in_time(const char *mountpoint)
+{
+    static struct find_daemon find; /* outlives us when the thread does */
+    find = (struct find_daemon){mountpoint, -1};
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, find_daemon, &find) != 0)
+        return -1;
+    struct timespec deadline;
+    clock_gettime(CLOCK_REALTIME, &deadline);
+    deadline.tv_sec += ANSWER_WAIT_S;
+    if (pthread_timedjoin_np(thread, NULL, &deadline) == 0)
+        return find.pidfd;
+    fprintf(stderr,
+            "quantfs umount: %s: its daemon does not answer; unmounting all the same "
+            "(-l if that waits too)\n",
+            mountpoint);
+    return -1;
 }
 
 /* Without the right to unmount, fusermount3 does it for the mount's owner. */
@@ -88,7 +123,7 @@ int qf_cmd_umount(int argc, char **argv)
     if (argc != (lazy ? 3 : 2) || argv[argc - 1][0] == '-')
         return qf_cli_usage_error("umount", "one mountpoint is needed");
     const char *mountpoint = argv[argc - 1];
-    int pidfd = lazy ? -1 : daemon_pidfd(mountpoint);
+    int pidfd = lazy ? -1 : daemon_pidfd_in_time(mountpoint);
     if (unmount(mountpoint, lazy) != 0)
         return QF_EXIT_MOUNT;
     if (pidfd < 0)

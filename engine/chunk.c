@@ -21,8 +21,9 @@
 /* Above this, records that nobody uses are let go. */
 #define IDLE_PERCENT 50
 /* Bytes on their way to the store, below what it queues before it drops. */
-#define STORING_MAX   (QF_CACHE_QUEUE_SIZE_MAX / 2)
-#define STORE_WAIT_MS 100
+#define STORING_MAX          (QF_CACHE_QUEUE_SIZE_MAX / 2)
+#define STORE_WAIT_MS        100
+#define STORE_WAIT_WORKER_MS 30000
 /* Jobs that a backend gets at a time, at most. */
 #define BATCH_MAX 32u
 
@@ -249,24 +250,24 @@ static struct timespec deadline_after_ms(long ms)
 {
     struct timespec at;
     clock_gettime(CLOCK_MONOTONIC, &at);
-    at.tv_nsec += ms * 1000000;
+    at.tv_sec += ms / 1000;
+    at.tv_nsec += ms % 1000 * 1000000;
     at.tv_sec += at.tv_nsec / 1000000000;
     at.tv_nsec %= 1000000000;
     return at;
 }
 
 /* Encoding is faster than storing on some machines. Who encodes therefore waits for the
- * store's writer instead of losing the record: a worker as long as it takes, a reader's
- * thread a little, for a reader must not hang on a cache. False: not to be stored. With
+ * store's writer instead of losing the record: a worker for long, a reader's thread a
+ * little, for a reader must not hang on a cache. False: not to be stored. With
  * the lock held. */
 static bool wait_for_store(qf_engine *engine, size_t size, bool worker)
 {
     struct qf_chunk_table *table = &engine->chunks;
-    struct timespec deadline = deadline_after_ms(STORE_WAIT_MS);
+    struct timespec deadline =
+        deadline_after_ms(worker ? STORE_WAIT_WORKER_MS : STORE_WAIT_MS);
     while (table->storing_size != 0 && table->storing_size + size > STORING_MAX) {
-        if (worker)
-            pthread_cond_wait(&table->stored, &table->lock);
-        else if (pthread_cond_timedwait(&table->stored, &table->lock, &deadline) != 0)
+        if (pthread_cond_timedwait(&table->stored, &table->lock, &deadline) != 0)
             return false;
     }
     return true;

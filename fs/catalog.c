@@ -156,10 +156,12 @@ static void entry_drop(qf_catalog *catalog, struct entry *entry)
     entry_free(entry);
 }
 
+/* The entry used last stays, however heavy: a model that is larger than the limit must
+ * not be read again for each of its files. */
 static void shrink(qf_catalog *catalog)
 {
     struct entry *entry = catalog->lru_head;
-    while (entry != NULL && catalog->weight > catalog->memory_limit) {
+    while (entry != catalog->lru_tail && catalog->weight > catalog->memory_limit) {
         struct entry *next = entry->lru_next;
         if (entry->users == 0)
             entry_drop(catalog, entry);

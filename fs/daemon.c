@@ -47,6 +47,58 @@ static void QF_PRINTF(2, 0)
         qf_log(QF_LOG_DEBUG, "libfuse: %s", text);
 }
 
+/* mountinfo writes blanks and backslashes of a path as \\ooo. */
+static void unescape_octal(char *text)
+{
+    char *to = text;
+    for (const char *from = text; *from != '\0'; to++) {
+        unsigned value;
+        if (from[0] == '\\' && sscanf(from + 1, "%3o", &value) == 1) {
+            *to = (char)value;
+            from += 4;
+        } else {
+            *to = *from++;
+        }
+    }
+    *to = '\0';
+}
+
+struct mount_line {
+    char device[32]; /* MAJOR:MINOR */
+    char type[64];
+    char source[PATH_MAX];
+};
+
+/* What is mounted there, from mountinfo: asking the mount itself would wait for its
+ * daemon, which may be us. False: nothing. */
+static bool find_mount(const char *mountpoint, struct mount_line *out)
+{
+    FILE *file = fopen("/proc/self/mountinfo", "re");
+    if (file == NULL)
+        return false;
+    char *line = NULL;
+    size_t capacity = 0;
+    bool found = false;
+    while (getline(&line, &capacity, file) > 0) {
+        struct mount_line mount = {.source = ""};
+        char point[PATH_MAX];
+        const char *rest = strstr(line, " - ");
+        if (rest == NULL ||
+            sscanf(line, "%*s %*s %31s %*s %4095s", mount.device, point) != 2 ||
+            sscanf(rest, " - %63s %4095s", mount.type, mount.source) < 1)
+            continue;
+        unescape_octal(point);
+        unescape_octal(mount.source);
+        if (strcmp(point, mountpoint) == 0) {
+            found = true; /* the last one is on top */
+            *out = mount;
+        }
+    }
+    free(line);
+    fclose(file);
+    return found;
+}
+
 int qf_daemon_check_mountpoint(const char *mountpoint, const char *store_path,
                                struct qf_err *err)
 {
@@ -62,6 +114,12 @@ int qf_daemon_check_mountpoint(const char *mountpoint, const char *store_path,
     }
     if (!S_ISDIR(st.st_mode))
         return qf_err_set(err, -ENOTDIR, "mountpoint %s: not a directory", mountpoint);
+    struct mount_line other;
+    if (find_mount(real, &other) && strcmp(other.type, "fuse.quantfs") == 0)
+        return qf_err_set(err, -EBUSY,
+                          "mountpoint %s: %.200s is mounted on it already (quantfs "
+                          "umount %s first)",
+                          mountpoint, other.source, mountpoint);
     size_t n = strlen(store_path);
     if (strncmp(real, store_path, n) == 0 &&
         (real[n] == '/' || real[n] == '\0' || strcmp(store_path, "/") == 0))
@@ -148,56 +206,15 @@ out:
     return 0;
 }
 
-/* mountinfo writes blanks and backslashes of a path as \\ooo. */
-static void unescape_octal(char *text)
-{
-    char *to = text;
-    for (const char *from = text; *from != '\0'; to++) {
-        unsigned value;
-        if (from[0] == '\\' && sscanf(from + 1, "%3o", &value) == 1) {
-            *to = (char)value;
-            from += 4;
-        } else {
-            *to = *from++;
-        }
-    }
-    *to = '\0';
-}
-
-/* The mount's device number, from mountinfo: asking the mount itself would wait for us.
- */
-static bool find_device(const char *mountpoint, char *device, size_t size)
-{
-    FILE *file = fopen("/proc/self/mountinfo", "re");
-    if (file == NULL)
-        return false;
-    char *line = NULL;
-    size_t capacity = 0;
-    bool found = false;
-    while (getline(&line, &capacity, file) > 0) {
-        char number[32], point[PATH_MAX];
-        if (sscanf(line, "%*s %*s %31s %*s %4095s", number, point) != 2)
-            continue;
-        unescape_octal(point);
-        if (strcmp(point, mountpoint) == 0) {
-            found = true; /* the last one is on top */
-            snprintf(device, size, "%s", number);
-        }
-    }
-    free(line);
-    fclose(file);
-    return found;
-}
-
 /* INIT cannot raise read-ahead above 128 KiB; root can, here. Without it a memcpy from
  * a mapping makes requests of 128 KiB one at a time. */
 static void raise_read_ahead(const qf_daemon *daemon)
 {
-    char device[32], path[128];
-    if (daemon->read_ahead_kb == 0 ||
-        !find_device(daemon->mountpoint, device, sizeof device))
+    struct mount_line mount;
+    char path[128];
+    if (daemon->read_ahead_kb == 0 || !find_mount(daemon->mountpoint, &mount))
         return;
-    snprintf(path, sizeof path, "/sys/class/bdi/%s/read_ahead_kb", device);
+    snprintf(path, sizeof path, "/sys/class/bdi/%s/read_ahead_kb", mount.device);
     int fd = open(path, O_WRONLY | O_CLOEXEC);
     if (fd < 0) {
         qf_log(QF_LOG_DEBUG, "%s: %s (read-ahead stays as it is)", path,

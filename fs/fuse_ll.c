@@ -196,9 +196,11 @@ static size_t add_plus(fuse_req_t req, fuse_ino_t ino, char *to, size_t room,
     if (!is_dots(name)) {
         struct qf_entry entry;
         int rc = qf_tree_lookup(tree_of(req), ino, name, &entry);
-        if (rc != 0)
+        if (rc == -ENOENT)
             return 0;
-        param = entry_param(req, &entry);
+        /* Any other trouble is told when the name is looked up, not by hiding it. */
+        if (rc == 0)
+            param = entry_param(req, &entry);
     }
     size_t size = fuse_add_direntry_plus(req, to, room, name, &param, (off_t)index + 1);
     if (size > room && param.ino != 0)

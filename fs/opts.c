@@ -153,7 +153,7 @@ static int set_debug(struct qf_mount_options *o, const char *value, struct qf_er
 }
 
 static const struct option options_table[] = {
-    {"views", "A:B:…", "views to show (nf4:int8:dq:fp4)", set_views},
+    {"views", "A:B", "views to show (nf4:int8:dq:fp4)", set_views},
     {"cache", "DIR", "directory of the cache; none: memory only", set_cache},
     {"cache_size", "SIZE", "bytes the cache may take (a tenth of its filesystem)",
      set_cache_size},

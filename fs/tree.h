@@ -33,7 +33,7 @@ struct qf_tree_options {
 
 #define QF_CONTROL_DIR ".quantfs"
 /* Models that nobody uses may keep this much memory. */
-#define QF_CATALOG_MEMORY (UINT64_C(64) << 20)
+#define QF_CATALOG_MEMORY (UINT64_C(256) << 20)
 
 /* st_ino is the node id; the generation changes when the contents do. */
 struct qf_entry {

@@ -121,6 +121,15 @@ static int layout_digest(const struct qf_layout *layout, struct qf_hash128 *out)
     return rc;
 }
 
+static const struct qf_variant_file *find_unsorted(const struct qf_variant *variant,
+                                                   const char *name)
+{
+    for (size_t i = 0; i < variant->file_count; i++)
+        if (strcmp(variant->files[i].name, name) == 0)
+            return &variant->files[i];
+    return NULL;
+}
+
 static int add_shards(struct qf_variant *variant, size_t set_index,
                       const struct qf_layout **layouts, struct qf_err *err)
 {
@@ -130,6 +139,12 @@ static int add_shards(struct qf_variant *variant, size_t set_index,
     for (size_t i = 0; i < set->shard_count; i++) {
         const struct qf_model_shard *shard = &set->shards[i];
         struct qf_layout *layout;
+        /* An index may name the single file that is a set by itself. */
+        const struct qf_variant_file *same = find_unsorted(variant, shard->name);
+        if (same != NULL) {
+            layouts[i] = same->layout;
+            continue;
+        }
         int rc = qf_layout_build(shard->header, decisions, &variant->view,
                                  policy->dtype, &layout, err);
         if (rc != 0)
@@ -182,16 +197,6 @@ static int by_name(const void *a, const void *b)
                   ((const struct qf_variant_file *)b)->name);
 }
 
-/* One file in two sets would have two layouts. */
-static int check_names(const struct qf_variant *variant, struct qf_err *err)
-{
-    for (size_t i = 1; i < variant->file_count; i++)
-        if (strcmp(variant->files[i - 1].name, variant->files[i].name) == 0)
-            return qf_err_set(err, -ENOTSUP, "%s belongs to two sets of weights",
-                              variant->files[i].name);
-    return 0;
-}
-
 /* The view with what quantfs.json says about this model. */
 static int override_view(struct qf_variant *variant, const struct qf_view *view,
                          struct qf_err *err)
@@ -229,7 +234,7 @@ static int build(struct qf_variant *variant, const struct qf_view *view,
     if (rc != 0)
         return rc;
     qsort(variant->files, variant->file_count, sizeof *variant->files, by_name);
-    return check_names(variant, err);
+    return 0;
 }
 
 static void clear_files(struct qf_variant *variant)
