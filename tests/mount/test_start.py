@@ -127,6 +127,13 @@ class Start(qfmount.StoreCase):
                     self.assertEqual(S.digest_tree(a.path(view)),
                                      S.digest_tree(b.path(view)))
 
+    def test_mountpoint_in_use(self):
+        with qfmount.Mount(self.store) as m:
+            rc, _, err = qfmount.run("mount", "-o", "cache=none", self.store, m.mnt)
+            self.assertNotEqual(rc, 0)
+            self.assertIn("already", err)
+            self.assertIn(self.store, err)
+
     def test_unusable_cache(self):
         """Cache trouble is never an error of a read."""
         S.write(f"{self.dir}/file", "x")

@@ -133,6 +133,10 @@ static void test_small_memory(void **state)
     look(&c, "m", 0, false);
     look(&c, "n", 0, false);
     assert_int_equal(loaded(&c), 4);
+    /* The one used last stays, although it alone is over the limit. */
+    look(&c, "n", 1, false);
+    look(&c, "n", 0, true);
+    assert_int_equal(loaded(&c), 4);
     assert_string_equal(variant->reason, "");
     assert_non_null(qf_variant_find(variant, "model.safetensors"));
     qf_snapshot_release(held);

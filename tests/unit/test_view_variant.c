@@ -161,6 +161,26 @@ static void test_sharded(void **state)
     assert_int_equal(z->layout->tensors[0].plan->rows, 64);
 }
 
+/* An index may name the single file that loaders take without it: two sets, one file.
+ */
+static void test_index_of_a_single_file(void **state)
+{
+    struct ctx *c = *state;
+    tmpdir_write_text(c->dir, "config.json", CONFIG);
+    write_index(c, "model.safetensors.index.json", "model.safetensors",
+                "model.safetensors");
+    stfile_write(c->dir, "model.safetensors", tensors, 3);
+    const struct qf_variant *v = make(c, "nf4");
+    assert_string_equal(v->reason, "");
+    assert_int_equal(v->file_count, 3);
+    const struct qf_variant_file *index =
+        qf_variant_find(v, "model.safetensors.index.json");
+    assert_non_null(index);
+    assert_non_null(
+        strstr(index->text, "q_proj.weight.absmax\": \"model.safetensors\""));
+    assert_non_null(qf_variant_find(v, "model.safetensors")->layout);
+}
+
 /* Two sets of weights under one config: the same plan, or none. */
 static void test_two_sets(void **state)
 {
@@ -240,8 +260,14 @@ int main(void)
 {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
-        TEST(test_single_file),    TEST(test_sharded),     TEST(test_two_sets),
-        TEST(test_passes_through), TEST(test_odd_tensors),
+        TEST(test_single_file),
+        TEST(test_sharded),
+        TEST(test_index_of_a_single_file),
+        TEST(test_single_file),
+        TEST(test_sharded),
+        TEST(test_two_sets),
+        TEST(test_passes_through),
+        TEST(test_odd_tensors),
     };
     return cmocka_run_group_tests_name("view_variant", tests, NULL, NULL);
 }
