@@ -47,6 +47,48 @@ SAVED_DTYPE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16
                torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
 INNER_DEPTH_MAX = 4
 
+# What a default config leaves out and some constructors need.
+FILL = {"head_dim": 64, "num_key_value_heads": 4, "prediction_length": 24}
+ARGUMENTS = {
+    "ControlNetUnionModel": {"addition_time_embed_dim": 256,
+                             "addition_embed_type": "text_time",
+                             "projection_class_embeddings_input_dim": 2816},
+    "DreamLiteTransformer2DModel": {"in_channels": 32},
+    "EasyAnimateTransformer3DModel": {"in_channels": 16, "out_channels": 16,
+                                      "patch_size": 2},
+    "HiDreamImageTransformer2DModel": {"patch_size": 2, "in_channels": 16,
+                                       "out_channels": 16, "num_layers": 2,
+                                       "caption_channels": [4096, 4096],
+                                       "llama_layers": [0, 1, 2, 3]},
+    "HunyuanDiT2DControlNetModel": {"in_channels": 4, "patch_size": 2},
+    "HunyuanDiT2DModel": {"in_channels": 4, "patch_size": 2},
+    "LatteTransformer3DModel": {"in_channels": 4, "out_channels": 8, "patch_size": 2,
+                                "caption_channels": 4096, "cross_attention_dim": 1152},
+    "LuminaNextDiT2DModel": {"num_kv_heads": 8},
+    "OmniGenTransformer2DModel": {"rope_scaling": {
+        "original_max_position_embeddings": 4096, "type": "su",
+        "short_factor": [1.0] * 48, "long_factor": [1.0] * 48}},
+    "Transformer2DModel": {"in_channels": 32},
+    "TransformerTemporalModel": {"in_channels": 32},
+}
+# Settings of diffusers classes that build modules which the defaults do not.
+VARIANTS = {
+    "ControlNetModel": [{"num_class_embeds": 10}],
+    "Cosmos3OmniTransformer": [{"action_gen": True, "action_dim": 16}],
+    "FluxControlNetModel": [{"num_mode": 10}],
+    "QwenImageTransformer2DModel": [{"use_additional_t_cond": True, "num_layers": 2}],
+    "SkyReelsV2Transformer3DModel": [{"inject_sample_info": True, "num_layers": 2}],
+    "Transformer2DModel": [
+        {"in_channels": 4, "sample_size": 32, "patch_size": 2, "num_embeds_ada_norm": 1000,
+         "norm_type": "ada_norm_zero"},
+        {"num_vector_embeds": 100, "sample_size": 16, "num_embeds_ada_norm": 100,
+         "norm_type": "ada_norm", "cross_attention_dim": 64},
+    ],
+    "UNet2DConditionModel": [{"num_class_embeds": 10}],
+    "UNet2DModel": [{"num_class_embeds": 10},
+                    {"time_embedding_type": "learned", "num_train_timesteps": 100}],
+}
+
 
 class NotSaved(Exception):
     """The names in a checkpoint of this class are not known."""
@@ -62,6 +104,7 @@ class Model:
         self.weights = {name: module.weight for name, module in named
                         if self.kinds[name] in ("Linear", "Conv1D")}
         self.tensors, self.origin = {}, {}
+        self.tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 def kind_of(module):
@@ -72,12 +115,18 @@ def kind_of(module):
     return "Linear" if type(module) is torch.nn.Linear else type(module).__name__
 
 
-def shrink(config, depth=0):
-    """Fewer layers, in the configs inside too: modules repeat."""
-    arch_installed.shrink(config)
-    for value in vars(config).values():
+def fill(config):
+    for name, value in FILL.items():
+        if getattr(config, name, value) is None:
+            setattr(config, name, value)
+
+
+def every(config, change, depth=0):
+    """Changes a config and those inside it."""
+    change(config)
+    for value in list(vars(config).values()):
         if depth < INNER_DEPTH_MAX and hasattr(value, "to_json_string"):
-            shrink(value, depth + 1)
+            every(value, change, depth + 1)
 
 
 @contextlib.contextmanager
@@ -90,19 +139,20 @@ def time_limit(seconds):
         signal.alarm(0)
 
 
-def build_transformers(cls, time_max_s):
+def build_transformers(cls, settings, time_max_s):
     from transformers.initialization import no_init_weights
 
-    for smaller in (True, False):
+    # With fewer layers, for modules repeat; as it is; with what may be missing in it.
+    changes = (arch_installed.shrink, lambda config: None, fill)
+    for change in changes:
         try:
             with time_limit(time_max_s), no_init_weights(), torch.device("meta"):
-                config = cls.config_class()
-                if smaller:
-                    shrink(config)
+                config = cls.config_class(**settings)
+                every(config, change)
                 model = cls(config)
             break
         except Exception:
-            if not smaller:
+            if change is changes[-1]:
                 raise
     said = json.loads(model.config.to_json_string(use_diff=True))
     said.update(model_type=model.config.model_type, architectures=[cls.__name__],
@@ -110,9 +160,9 @@ def build_transformers(cls, time_max_s):
     return Model(model, said)
 
 
-def build_diffusers(cls, time_max_s):
+def build_diffusers(cls, settings, time_max_s):
     with time_limit(time_max_s), torch.device("meta"):
-        model = cls()
+        model = cls(**settings)
     return Model(model, json.loads(model.to_json_string()))
 
 
@@ -126,8 +176,7 @@ def save(built, family):
 
         for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
             state.pop(name, None)
-        tied = getattr(model, "all_tied_weights_keys", None) or {}
-        state = {name: value for name, value in state.items() if name not in tied}
+        state = {name: value for name, value in state.items() if name not in built.tied}
         own = {id(value): name for name, value in state.items()}
         try:
             saved = revert_weight_conversion(model, state)
@@ -183,6 +232,15 @@ REPLACE = {"transformers": replace_transformers, "diffusers": replace_diffusers}
 BUILD = {"transformers": build_transformers, "diffusers": build_diffusers}
 
 
+def shares(built, module, quantized):
+    """Whether the module's weight, which is not in the file, is one of those."""
+    name = module + ".weight"
+    for _ in range(len(built.tied)):
+        name = built.tied.get(name, name)
+    weights = {module, name.removesuffix(".weight")}
+    return any(id(built.weights.get(other)) in quantized for other in weights)
+
+
 def violations(built, answer, replaced):
     """(rule, sentence) of all that does not hold."""
     out, quantized, loaded = [], set(), {}
@@ -208,14 +266,14 @@ def violations(built, answer, replaced):
         name, reason = loaded.get(module + ".weight", (None, None))
         if name is not None and reason != "quantized":
             out.append(("b", f"{name}: replaced ({module}), but kept plain: {reason}"))
-        elif name is None and id(built.weights.get(module)) not in quantized:
+        elif name is None and not shares(built, module, quantized):
             out.append(("c", f"{module}: replaced, but its weight is not in the file"))
     return out
 
 
-def check(program, family, cls, time_max_s):
+def check(program, family, cls, settings, time_max_s):
     """(outcome, number of tensors quantized, violations)"""
-    built = BUILD[family](cls, time_max_s)
+    built = BUILD[family](cls, settings, time_max_s)
     save(built, family)
     answer = driver.ask(program, [driver.request(built.tensors, built.config)])[0]
     if answer["rc"] != 0:
@@ -230,7 +288,7 @@ def check(program, family, cls, time_max_s):
 
 
 def classes(family, only):
-    """{name: class}; imports no more of transformers than `only` needs if it can."""
+    """[(name, class, settings)], in order."""
     package = importlib.import_module(family)
     models = importlib.import_module(family + ".models")
     if family == "transformers":
@@ -241,7 +299,13 @@ def classes(family, only):
     else:
         found = arch_installed.classes_in(
             arch_installed.modules_below(models, ""), package.ModelMixin)
-    return {name: cls for name, cls in sorted(found.items()) if only.search(name)}
+        found = {name: cls for name, cls in found.items() if not name.endswith("ModelMixin")}
+    out = []
+    for name, cls in sorted(found.items()):
+        if only.search(name):
+            out.append((name, cls, ARGUMENTS.get(name, {})))
+            out += [(f"{name}, {', '.join(s)}", cls, s) for s in VARIANTS.get(name, [])]
+    return out
 
 
 def first_line(why):
@@ -278,16 +342,16 @@ class Totals:
 
 
 def run(args, family):
-    work = classes(family, args.only)
-    work = dict(list(work.items())[:args.limit])
+    work = classes(family, args.only)[:args.limit]
     totals, start, done = Totals(), time.monotonic(), 0
-    for name, cls in work.items():
+    for name, cls, settings in work:
         if args.stop_s and time.monotonic() - start > args.stop_s:
             print(f"stopped at {name}: {len(work) - done} classes are left")
             break
         done += 1
         try:
-            totals.add(name, *check(args.program, family, cls, args.time_max_s))
+            totals.add(name, *check(args.program, family, cls, settings,
+                                  args.time_max_s))
         except NotSaved as why:
             totals.unsaved[first_line(why)] += 1
             print(f"? {name}: {first_line(why)}")

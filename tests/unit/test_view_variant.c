@@ -263,8 +263,6 @@ int main(void)
         TEST(test_single_file),
         TEST(test_sharded),
         TEST(test_index_of_a_single_file),
-        TEST(test_single_file),
-        TEST(test_sharded),
         TEST(test_two_sets),
         TEST(test_passes_through),
         TEST(test_odd_tensors),
