@@ -16,6 +16,28 @@ int qf_err_set(struct qf_err *err, int code, const char *fmt, ...)
     return code;
 }
 
+bool qf_err_is_of_file(int code)
+{
+    switch (-code) {
+    case EACCES:
+    case EFBIG:
+    case EISDIR:
+    case ELOOP:
+    case ENAMETOOLONG:
+    case ENOENT:
+    case ENOTDIR:
+    case ENXIO:
+    case EOPNOTSUPP:
+    case EOVERFLOW:
+    case EPERM:
+    case ESTALE:
+    case EXDEV:
+        return true;
+    default:
+        return false;
+    }
+}
+
 void qf_err_prefix(struct qf_err *err, const char *fmt, ...)
 {
     if (err == NULL)

@@ -3,6 +3,7 @@
  * bytes. The source is larger than any cache; the cases of a dtype take turns, so that
  * a machine whose speed drifts does not favour one of them; medians. Work is handed
  * over in chunks of 1 Mi elements, as the backends do, and memcpy gets the same chunks.
+ * The scalar kernels, fifty times slower, get a sixteenth of the source.
  *
  *   qf_bench_kernels [MiB of source] [passes] */
 #include <assert.h>
@@ -13,10 +14,11 @@
 
 #include "quant/kernels.h"
 
-#define CHUNK    ((size_t)1 << 20)
-#define ROW      ((size_t)4096)
-#define CASE_MAX 64
-#define PASS_MAX 99
+#define CHUNK        ((size_t)1 << 20)
+#define ROW          ((size_t)4096)
+#define CASE_MAX     64
+#define PASS_MAX     99
+#define SCALAR_SHARE 16
 
 enum what { MEMCPY, NF4, FP4, DQ, INT8, CAST_F32, CAST_F16, CAST_BF16, WHAT_COUNT };
 
@@ -27,6 +29,7 @@ static const char *const what_names[WHAT_COUNT] = {"memcpy", "nf4",    "fp4",
 struct bench {
     enum what what;
     const struct qf_kernels *kernels;
+    size_t chunks;
     double seconds[PASS_MAX];
 };
 
@@ -75,11 +78,11 @@ static void run_chunk(const struct bench *b, enum qf_dtype dtype, const char *in
     }
 }
 
-static double run_pass(const struct bench *b, enum qf_dtype dtype, size_t chunks)
+static double run_pass(const struct bench *b, enum qf_dtype dtype)
 {
     size_t width = dtype == QF_F32 ? 4 : 2;
     double start = now();
-    for (size_t c = 0; c < chunks; c++)
+    for (size_t c = 0; c < b->chunks; c++)
         run_chunk(b, dtype, src + c * CHUNK * width, width, dst + c * CHUNK * width);
     return now() - start;
 }
@@ -107,15 +110,17 @@ static void fill(enum qf_dtype dtype, size_t size)
     }
 }
 
-static size_t list_cases(struct bench *cases, enum qf_dtype dtype)
+static size_t list_cases(struct bench *cases, enum qf_dtype dtype, size_t chunks)
 {
-    size_t n = 0;
-    cases[n++] = (struct bench){.what = MEMCPY};
-    for (int i = (int)qf_isa_detect(); i >= QF_ISA_AVX2; i--)
+    size_t n = 0, few = (chunks + SCALAR_SHARE - 1) / SCALAR_SHARE;
+    cases[n++] = (struct bench){.what = MEMCPY, .chunks = chunks};
+    for (int i = (int)qf_isa_detect(); i >= QF_ISA_SCALAR; i--)
         for (int w = NF4; w < WHAT_COUNT; w++)
             if (w != (int)(CAST_F32 + dtype) && w != (dtype == QF_F32 ? -1 : CAST_F32))
-                cases[n++] = (struct bench){.what = (enum what)w,
-                                            .kernels = qf_kernels_for((enum qf_isa)i)};
+                cases[n++] =
+                    (struct bench){.what = (enum what)w,
+                                   .kernels = qf_kernels_for((enum qf_isa)i),
+                                   .chunks = i == QF_ISA_SCALAR ? few : chunks};
     assert(n <= CASE_MAX);
     return n;
 }
@@ -123,17 +128,17 @@ static size_t list_cases(struct bench *cases, enum qf_dtype dtype)
 static void bench_dtype(enum qf_dtype dtype, size_t size, int passes)
 {
     static struct bench cases[CASE_MAX];
-    size_t count = list_cases(cases, dtype);
-    size_t chunks = size / (CHUNK * (dtype == QF_F32 ? 4 : 2));
+    size_t chunk_size = CHUNK * (dtype == QF_F32 ? 4 : 2);
+    size_t count = list_cases(cases, dtype, size / chunk_size);
     fill(dtype, size);
     for (int p = -1; p < passes; p++) /* the first pass warms up */
         for (size_t i = 0; i < count; i++)
-            cases[i].seconds[p < 0 ? 0 : p] = run_pass(&cases[i], dtype, chunks);
+            cases[i].seconds[p < 0 ? 0 : p] = run_pass(&cases[i], dtype);
     double memcpy_rate = 0;
     for (size_t i = 0; i < count; i++) {
         struct bench *b = &cases[i];
         qsort(b->seconds, (size_t)passes, sizeof *b->seconds, compare);
-        double rate = (double)size / b->seconds[passes / 2] * 1e-9;
+        double rate = (double)(b->chunks * chunk_size) / b->seconds[passes / 2] * 1e-9;
         if (b->what == MEMCPY)
             memcpy_rate = rate;
         printf("%-5s %-7s %-8s %6.2f GB/s  %.2f\n", qf_dtype_name(dtype),

@@ -225,7 +225,7 @@ static int take_free_list(struct check *c, const unsigned char *list, size_t siz
     return 0;
 }
 
-/* Values of the two databases with names are left alone; the free list and the
+/* Values of the databases with names are left alone; the free list and the
  * databases' own records, which LMDB follows, are read. */
 static int take_big(struct check *c, struct tree *tree, const struct node *node,
                     uint64_t page)

@@ -316,6 +316,91 @@ static int check_data(struct qf_lmdb_dir *dir, struct qf_err *err)
     return rc;
 }
 
+/* The limit that was agreed on last. Without one that can be read a limit that nothing
+ * is past, for nothing shall be evicted. */
+static uint64_t limit_of_existing(const struct qf_lmdb_dir *dir, uint64_t data_size)
+{
+    struct users users;
+    struct statvfs fs;
+    uint64_t limit = QF_CACHE_SIZE_MIN;
+    if (read_users(dir, &users, NULL) == 0)
+        limit = users.bytes_limit;
+    else if (fstatvfs(dir->fd, &fs) == 0)
+        limit = (uint64_t)(fs.f_blocks - fs.f_bfree) * fs.f_frsize;
+    limit = limit < data_size ? data_size : limit;
+    limit = limit < QF_CACHE_SIZE_MIN ? QF_CACHE_SIZE_MIN : limit;
+    limit = limit > QF_CACHE_SIZE_MAX ? QF_CACHE_SIZE_MAX : limit;
+    return (limit + MAP_GRAIN - 1) / MAP_GRAIN * MAP_GRAIN;
+}
+
+/* Alone with a cache that stays as it is. */
+static int check_existing(struct qf_lmdb_dir *dir, struct qf_err *err)
+{
+    struct qf_err what = {.text = "it is damaged"};
+    struct qf_lmdb_census census;
+    struct stat st;
+    int fd = openat(dir->fd, DATA_NAME, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+    if (fd < 0)
+        return qf_err_set(err, -errno, "%s: %s", DATA_NAME, strerror(errno));
+    int rc = faccessat(dir->fd, SUSPECT_NAME, F_OK, 0) == 0
+                 ? qf_err_set(&what, -EBADMSG, "found damaged while it was in use")
+                 : qf_lmdb_check(fd, &census, &what);
+    if (rc == 0 && fstat(fd, &st) != 0)
+        rc = qf_err_set(&what, -errno, "%s", strerror(errno));
+    close(fd);
+    if (rc != 0)
+        return qf_err_set(err, rc, "%s: %s; the next mount begins the cache anew",
+                          DATA_NAME, what.text);
+    uint64_t size = (uint64_t)st.st_size;
+    dir->bytes_limit =
+        limit_of_existing(dir, census.bytes > size ? census.bytes : size);
+    return 0;
+}
+
+static int join(struct qf_lmdb_dir *dir, const char *path, struct qf_err *err)
+{
+    struct stat st;
+    struct users users;
+    dir->fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (dir->fd < 0)
+        return qf_err_set(err, -errno, "%s", strerror(errno));
+    if (fstatat(dir->fd, DATA_NAME, &st, 0) != 0)
+        return qf_err_set(err, -errno, "%s",
+                          errno == ENOENT ? "there is no cache in this directory"
+                                          : strerror(errno));
+    int rc = refuse_remote(dir, err);
+    if (rc == 0 && fstat(dir->fd, &st) != 0)
+        rc = qf_err_set(err, -errno, "%s", strerror(errno));
+    if (rc != 0)
+        return rc;
+    rc = register_add(st.st_dev, st.st_ino);
+    if (rc != 0)
+        return qf_err_set(err, rc, "%s",
+                          rc == -EBUSY ? "open in this process already" : "no memory");
+    dir->dev = st.st_dev;
+    dir->ino = st.st_ino;
+    rc = take_lock(dir, err);
+    if (rc != 0 || dir->alone)
+        return rc != 0 ? rc : check_existing(dir, err);
+    rc = read_users(dir, &users, err);
+    dir->bytes_limit = users.bytes_limit;
+    return rc != 0 ? rc : join_users(dir, err);
+}
+
+int qf_lmdb_dir_join(struct qf_lmdb_dir *dir, const char *path, struct qf_err *err)
+{
+    *dir = (struct qf_lmdb_dir){.fd = -1,
+                                .lock_fd = -1,
+                                .path = strdup(path),
+                                .existing = true};
+    int rc = dir->path != NULL ? join(dir, path, err) : -ENOMEM;
+    if (rc != 0) {
+        qf_err_prefix(err, "cache %s", path);
+        qf_lmdb_dir_close(dir);
+    }
+    return rc;
+}
+
 static int enter(struct qf_lmdb_dir *dir, const char *path, uint64_t bytes_limit,
                  struct qf_err *err)
 {
@@ -368,8 +453,10 @@ int qf_lmdb_dir_share(struct qf_lmdb_dir *dir, int data_fd, struct qf_err *err)
         return rc != 0 ? rc : compare_data(&users, &st, err);
     }
     users = (struct users){USERS_MAGIC, st.st_dev, st.st_ino, dir->bytes_limit};
-    if (pwrite(dir->lock_fd, &users, sizeof users, 0) != (ssize_t)sizeof users)
-        return qf_err_set(err, -ENOSPC, "%s cannot be written", LOCK_NAME);
+    ssize_t n = pwrite(dir->lock_fd, &users, sizeof users, 0);
+    if (n != (ssize_t)sizeof users)
+        return qf_err_set(err, n < 0 ? -errno : -ENOSPC, "%s cannot be written",
+                          LOCK_NAME);
     int rc = try_lock(dir->lock_fd, F_RDLCK);
     if (rc != 0)
         return qf_err_set(err, rc, "%s: %s", LOCK_NAME, strerror(-rc));

@@ -18,7 +18,8 @@ struct qf_lmdb_dir {
     char *path; /* owned */
     int fd;
     int lock_fd;
-    bool alone; /* no other process uses the cache; until qf_lmdb_dir_share */
+    bool existing; /* by qf_lmdb_dir_join */
+    bool alone;    /* no other process uses the cache; until qf_lmdb_dir_share */
     dev_t dev;
     ino_t ino;
     uint64_t bytes_limit; /* asked for or, when not alone, what the others use */
@@ -30,6 +31,12 @@ struct qf_lmdb_dir {
  * aside. bytes_limit 0: a tenth of the filesystem; rounded to what a map can be.
  * -EBUSY: open in this process. On failure *dir needs no close. */
 int qf_lmdb_dir_open(struct qf_lmdb_dir *dir, const char *path, uint64_t bytes_limit,
+                     struct qf_err *err) QF_MUST_CHECK;
+
+/* The same for a cache that is there, which it changes in no way: -ENOENT when there is
+ * none, -EBADMSG (…) with the sentence when it is damaged. The limit is the one that
+ * its users agreed on last. */
+int qf_lmdb_dir_join(struct qf_lmdb_dir *dir, const char *path,
                      struct qf_err *err) QF_MUST_CHECK;
 
 /* Moves data.mdb to data.mdb.damaged-<n> and says so in the log; only the newest such

@@ -7,6 +7,7 @@
 #include <setjmp.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -16,13 +17,15 @@
 
 #define IDENTITY_KEY    "quantfs"
 #define IDENTITY_MAGIC  "quantfs cache 1" /* sixteen bytes with the NUL */
-#define FORMAT_VERSION  1u
+#define FORMAT_VERSION  3u
 #define CLOCK_KEY       "clock"
+#define FILE_BYTES_KEY  "file bytes"
 #define FREE_LIST       0u /* LMDB's number for it */
 #define READERS_MAX     1022u
 #define LOCK_FILE_SIZE  ((READERS_MAX + 2) * 64)
 #define READERS_WAIT_MS 50
 #define PAGE_HEAD       16u
+#define LOOKED_AT_MAX   ((size_t)64 << 20)
 
 static _Thread_local jmp_buf *escape;
 
@@ -47,6 +50,17 @@ int qf_lmdb_guard(int (*fn)(void *arg), void *arg)
     return rc;
 }
 
+/* Pages that were looked at count as the process's until the kernel needs memory. They
+ * are the page cache's: to have them again costs a fault, and no reading. */
+void qf_lmdb_trim_map(qf_lmdb_store *store, size_t size)
+{
+    if (atomic_fetch_add(&store->looked_at, size) + size < LOOKED_AT_MAX)
+        return;
+    if (atomic_exchange(&store->looked_at, 0) >= LOOKED_AT_MAX)
+        (void)madvise((void *)(uintptr_t)store->map, store->dir.bytes_limit,
+                      MADV_DONTNEED);
+}
+
 void qf_lmdb_fail(qf_lmdb_store *store, int rc)
 {
     if (atomic_exchange(&store->down, true))
@@ -64,36 +78,62 @@ static MDB_val text_key(const char *text)
     return (MDB_val){.mv_size = strlen(text), .mv_data = (void *)(uintptr_t)text};
 }
 
+static int get_number(qf_lmdb_store *store, MDB_txn *txn, const char *name,
+                      uint64_t *number)
+{
+    MDB_val key = text_key(name);
+    MDB_val val;
+    *number = 0;
+    int rc = mdb_get(txn, store->main, &key, &val);
+    if (rc == 0 && val.mv_size == sizeof *number)
+        *number = qf_load_u64(val.mv_data);
+    return rc == MDB_NOTFOUND ? 0 : rc;
+}
+
+static int put_number(qf_lmdb_store *store, MDB_txn *txn, const char *name,
+                      uint64_t number)
+{
+    MDB_val key = text_key(name);
+    MDB_val val = {.mv_size = sizeof number, .mv_data = &number};
+    return mdb_put(txn, store->main, &key, &val, 0);
+}
+
 int qf_lmdb_clock_get(qf_lmdb_store *store, MDB_txn *txn, uint64_t *clock)
 {
-    MDB_val key = text_key(CLOCK_KEY);
-    MDB_val val;
-    *clock = 0;
-    int rc = mdb_get(txn, store->main, &key, &val);
-    if (rc == 0 && val.mv_size == sizeof *clock)
-        *clock = qf_load_u64(val.mv_data);
-    return rc == MDB_NOTFOUND ? 0 : rc;
+    return get_number(store, txn, CLOCK_KEY, clock);
 }
 
 int qf_lmdb_clock_put(qf_lmdb_store *store, MDB_txn *txn, uint64_t clock)
 {
-    MDB_val key = text_key(CLOCK_KEY);
-    MDB_val val = {.mv_size = sizeof clock, .mv_data = &clock};
-    return mdb_put(txn, store->main, &key, &val, 0);
+    return put_number(store, txn, CLOCK_KEY, clock);
+}
+
+int qf_lmdb_file_bytes_get(qf_lmdb_store *store, MDB_txn *txn, uint64_t *bytes)
+{
+    *bytes = 0;
+    return store->keeps_files ? get_number(store, txn, FILE_BYTES_KEY, bytes) : 0;
+}
+
+int qf_lmdb_file_bytes_put(qf_lmdb_store *store, MDB_txn *txn, uint64_t bytes)
+{
+    return put_number(store, txn, FILE_BYTES_KEY, bytes);
 }
 
 int qf_lmdb_used_pages(qf_lmdb_store *store, MDB_txn *txn, uint64_t *pages,
                        uint64_t *use_pages)
 {
-    const MDB_dbi dbis[] = {FREE_LIST, store->main, store->values, store->uses};
+    const MDB_dbi dbis[] = {FREE_LIST,   store->main,    store->values,
+                            store->uses, store->origins, store->files};
     *pages = 2;
-    for (unsigned i = 0; i < sizeof dbis / sizeof dbis[0]; i++) {
+    for (unsigned i = 0; i < (store->keeps_files ? 6u : 5u); i++) {
         MDB_stat st;
         int rc = mdb_stat(txn, dbis[i], &st);
         if (rc != 0)
             return rc;
-        *use_pages = st.ms_branch_pages + st.ms_leaf_pages;
-        *pages += *use_pages + st.ms_overflow_pages;
+        uint64_t tree_pages = st.ms_branch_pages + st.ms_leaf_pages;
+        if (dbis[i] == store->uses)
+            *use_pages = tree_pages;
+        *pages += tree_pages + st.ms_overflow_pages;
     }
     return 0;
 }
@@ -108,23 +148,35 @@ static int note_oldest(const char *line, void *arg)
     return 0;
 }
 
+static int64_t elapsed_ms(const struct timespec *from, const struct timespec *to)
+{
+    return (int64_t)(to->tv_sec - from->tv_sec) * 1000 +
+           (to->tv_nsec - from->tv_nsec) / 1000000;
+}
+
 bool qf_lmdb_readers_pass(qf_lmdb_store *store)
 {
     const struct timespec pause = {.tv_nsec = READERS_WAIT_MS * 1000000L / 20};
+    struct timespec begin, now;
     MDB_envinfo info;
     int dead;
     if (mdb_reader_check(store->env, &dead) != 0 ||
         mdb_env_info(store->env, &info) != 0)
         return false;
-    for (unsigned i = 0; i < 20; i++) {
+    /* By the clock: on a busy machine every pause is far longer. */
+    clock_gettime(CLOCK_MONOTONIC, &begin);
+    for (bool last = false;;) {
         uint64_t oldest = UINT64_MAX;
         if (mdb_reader_list(store->env, note_oldest, &oldest) < 0)
             return false;
         if (oldest >= info.me_last_txnid)
             return true;
+        if (last)
+            return false;
         nanosleep(&pause, NULL);
+        clock_gettime(CLOCK_MONOTONIC, &now);
+        last = elapsed_ms(&begin, &now) >= READERS_WAIT_MS;
     }
-    return false;
 }
 
 /* A page fault in a hole of the lock file would be a SIGBUS on a full disk. */
@@ -191,6 +243,14 @@ static int write_identity(qf_lmdb_store *store, MDB_txn *txn)
     return 0;
 }
 
+static bool is_ours(qf_lmdb_store *store, MDB_txn *txn)
+{
+    MDB_val key = text_key(IDENTITY_KEY);
+    MDB_val val;
+    return mdb_get(txn, store->main, &key, &val) == 0 &&
+           check_identity(&val, NULL) == 0;
+}
+
 static int open_databases(qf_lmdb_store *store, MDB_txn *txn)
 {
     MDB_stat st;
@@ -201,11 +261,18 @@ static int open_databases(qf_lmdb_store *store, MDB_txn *txn)
         store->page_size = st.ms_psize;
         if (st.ms_entries == 0)
             rc = write_identity(store, txn);
+        else if (!is_ours(store, txn))
+            return 0; /* read_identity will say what it is */
     }
     if (rc == 0)
         rc = mdb_dbi_open(txn, "values", MDB_CREATE, &store->values);
     if (rc == 0)
         rc = mdb_dbi_open(txn, "uses", MDB_CREATE, &store->uses);
+    if (rc == 0)
+        rc = mdb_dbi_open(txn, "origins", MDB_CREATE, &store->origins);
+    if (rc == 0)
+        rc = mdb_dbi_open(txn, "files", MDB_CREATE, &store->files);
+    store->keeps_files = rc == 0;
     return rc;
 }
 
@@ -253,7 +320,7 @@ int qf_lmdb_env_open(qf_lmdb_store *store, struct qf_err *err)
     if (rc == 0)
         rc = mdb_env_set_mapsize(store->env, store->dir.bytes_limit);
     if (rc == 0)
-        rc = mdb_env_set_maxdbs(store->env, 4);
+        rc = mdb_env_set_maxdbs(store->env, 5);
     if (rc == 0)
         rc = mdb_env_set_maxreaders(store->env, READERS_MAX);
     if (rc == 0)

@@ -10,8 +10,12 @@
  * then something is evicted in a transaction of its own, an empty one passes (pages
  * freed come back two later), and the values are tried again, a few times, evicting
  * ever more. But while a reader holds on to an old snapshot nothing freed comes back,
- * and evicting would only empty the cache: then the values are dropped. All other
- * errors take the store down. */
+ * and evicting would only empty the cache: then the values are dropped, as they are
+ * when all that takes too long, for a flush waits. All other errors take the store
+ * down.
+ *
+ * Files need writing too (lmdb_files.c): their jobs stand in the queue like values, run
+ * in a transaction each, and are waited for. */
 #include <assert.h>
 #include <pthread.h>
 #include <signal.h>
@@ -26,6 +30,7 @@
 #define BATCH_COUNT   4u
 #define BATCH_SIZE    (2u << 20)
 #define ATTEMPTS      7u
+#define ATTEMPTS_MS   1000 /* no further one after that */
 #define REMOVE_MAX    64u
 #define ITEM_COST     128u /* of an item itself, against floods of tiny values */
 #define USES_DELAY_MS 2000
@@ -35,11 +40,16 @@
 struct item {
     struct item *next;
     struct qf_hash128 key;
+    uint64_t origin;
     const void *data; /* borrowed until done */
     size_t size;
     void (*done)(void *arg);
     void *arg;
-    bool marker; /* no value: a flush that waits for those before it */
+    bool marker; /* no value: a flush or a job, after those before it */
+    int (*job)(struct qf_lmdb_work *work, void *arg);
+    void *job_arg;
+    uint64_t job_need;
+    int job_rc;
     bool kept;
 };
 
@@ -74,7 +84,9 @@ struct txn_context {
     unsigned count;
     uint64_t need;  /* pages for which to make room */
     uint64_t evict; /* values to evict at least */
+    struct item *job;
     uint64_t clock;
+    uint64_t now_s;
     uint64_t evicted;
 };
 
@@ -87,29 +99,33 @@ static int64_t now_ms(void)
 
 /* ---- a transaction ---- */
 
-static int write_use(struct txn_context *ctx, const struct qf_hash128 *key, size_t size)
+/* Of what is there already; MDB_NOTFOUND when it is not. */
+static int use_again(struct txn_context *ctx, const struct qf_hash128 *key,
+                     uint64_t hits)
 {
-    struct qf_lmdb_use use = {.last_use = ++ctx->clock, .size = size};
-    MDB_val k = qf_lmdb_key(key);
-    MDB_val v = {.mv_size = sizeof use, .mv_data = &use};
-    return mdb_put(ctx->txn, ctx->writer->store->uses, &k, &v, 0);
+    qf_lmdb_store *store = ctx->writer->store;
+    struct qf_lmdb_use use;
+    int rc = qf_lmdb_use_get(store, ctx->txn, key, &use);
+    if (rc != 0)
+        return rc;
+    use.last_use = ++ctx->clock;
+    use.last_s = ctx->now_s;
+    use.hits += hits;
+    return qf_lmdb_use_put(store, ctx->txn, key, &use);
+}
+
+static int use_first(struct txn_context *ctx, const struct item *item)
+{
+    return qf_lmdb_use_begin(ctx->writer->store, ctx->txn, &item->key, ++ctx->clock,
+                             item->size, item->origin);
 }
 
 static int write_recent(struct txn_context *ctx)
 {
     struct qf_lmdb_writer *w = ctx->writer;
     for (size_t i = 0; i < w->recent_count; i++) {
-        MDB_val k = qf_lmdb_key(&w->recent[i].key);
-        MDB_val v;
-        struct qf_lmdb_use use;
-        int rc = mdb_get(ctx->txn, w->store->uses, &k, &v);
-        if (rc == MDB_NOTFOUND)
-            continue; /* evicted meanwhile */
-        if (rc == 0 && v.mv_size == sizeof use) {
-            memcpy(&use, v.mv_data, sizeof use);
-            rc = write_use(ctx, &w->recent[i].key, use.size);
-        }
-        if (rc != 0)
+        int rc = use_again(ctx, &w->recent[i].key, w->recent[i].uses);
+        if (rc != 0 && rc != MDB_NOTFOUND) /* evicted meanwhile */
             return rc;
     }
     return 0;
@@ -157,7 +173,8 @@ static int put_item(struct txn_context *ctx, struct item *item)
             old.checksum == qf_hash64(item->data, item->size) &&
             qf_record_verify(&old)) {
             item->kept = true;
-            return write_use(ctx, &item->key, item->size);
+            rc = use_again(ctx, &item->key, 0);
+            return rc == MDB_NOTFOUND ? use_first(ctx, item) : rc;
         }
         rc = qf_lmdb_remove(store, ctx->txn, &item->key);
         if (rc == EUCLEAN)
@@ -167,22 +184,60 @@ static int put_item(struct txn_context *ctx, struct item *item)
         return rc;
     val.mv_size = qf_record_stored_size(item->size, qf_lmdb_size_min(store));
     rc = mdb_put(ctx->txn, store->values, &key, &val, MDB_RESERVE);
+    if (rc == 0 && !qf_lmdb_room_covers(&ctx->writer->room, store, &val))
+        rc = MDB_MAP_FULL;
     if (rc != 0)
         return rc;
     /* The clock makes a serial that no other write has. */
     qf_record_write(val.mv_data, val.mv_size, item->key, item->data, item->size,
                     ctx->clock + 1);
     item->kept = true;
-    return write_use(ctx, &item->key, item->size);
+    return use_first(ctx, item);
+}
+
+static int run_job(struct txn_context *ctx)
+{
+    struct qf_lmdb_work work = {.store = ctx->writer->store,
+                                .room = &ctx->writer->room,
+                                .txn = ctx->txn,
+                                .clock = ctx->clock,
+                                .evicted = ctx->evicted};
+    int rc = ctx->job->job(&work, ctx->job->job_arg);
+    ctx->clock = work.clock;
+    ctx->evicted = work.evicted;
+    return rc;
+}
+
+static int enter_txn(struct txn_context *ctx, uint64_t *file_bytes, uint64_t *use_pages)
+{
+    struct qf_lmdb_writer *w = ctx->writer;
+    uint64_t used;
+    ctx->now_s = qf_lmdb_now_s();
+    int rc = qf_lmdb_clock_get(w->store, ctx->txn, &ctx->clock);
+    if (rc == 0)
+        rc = qf_lmdb_used_pages(w->store, ctx->txn, &used, use_pages);
+    if (rc == 0)
+        rc = qf_lmdb_room_enter(&w->room, w->store, ctx->txn);
+    *file_bytes = w->room.file_bytes;
+    if (rc == 0 && *file_bytes > 0)
+        rc = qf_lmdb_room_trim(&w->room, w->store, ctx->txn, &ctx->evicted);
+    return rc;
+}
+
+static int leave_txn(struct txn_context *ctx, uint64_t file_bytes)
+{
+    struct qf_lmdb_writer *w = ctx->writer;
+    int rc = qf_lmdb_clock_put(w->store, ctx->txn, ++ctx->clock);
+    if (rc == 0 && w->room.file_bytes != file_bytes)
+        rc = qf_lmdb_file_bytes_put(w->store, ctx->txn, w->room.file_bytes);
+    return rc;
 }
 
 static int fill_txn(struct txn_context *ctx)
 {
     struct qf_lmdb_writer *w = ctx->writer;
-    uint64_t used, use_pages;
-    int rc = qf_lmdb_clock_get(w->store, ctx->txn, &ctx->clock);
-    if (rc == 0)
-        rc = qf_lmdb_used_pages(w->store, ctx->txn, &used, &use_pages);
+    uint64_t file_bytes, use_pages = 0;
+    int rc = enter_txn(ctx, &file_bytes, &use_pages);
     if (rc == 0)
         rc = write_recent(ctx);
     if (rc == 0)
@@ -197,11 +252,11 @@ static int fill_txn(struct txn_context *ctx)
     if (rc == 0 && ctx->evicted < ctx->evict)
         rc = qf_lmdb_room_evict(&w->room, w->store, ctx->txn, ctx->evict - ctx->evicted,
                                 &ctx->clock, &ctx->evicted);
-    for (unsigned i = 0; i < ctx->count && rc == 0; i++)
+    for (unsigned i = 0; i < ctx->count && rc == 0 && !w->room.full; i++)
         rc = put_item(ctx, ctx->items[i]);
-    if (rc == 0)
-        rc = qf_lmdb_clock_put(w->store, ctx->txn, ++ctx->clock);
-    return rc;
+    if (rc == 0 && ctx->job != NULL)
+        rc = run_job(ctx);
+    return rc == 0 ? leave_txn(ctx, file_bytes) : rc;
 }
 
 static int run_txn_guarded(void *arg)
@@ -224,24 +279,31 @@ static int abort_txn(void *arg)
     return 0;
 }
 
-static int run_txn(struct qf_lmdb_writer *w, struct item **items, unsigned count,
-                   uint64_t need, uint64_t evict)
+static int run_txn(struct txn_context *ctx)
 {
-    struct txn_context ctx = {
-        .writer = w, .items = items, .count = count, .need = need, .evict = evict};
-    for (unsigned i = 0; i < count; i++)
-        items[i]->kept = false;
-    int rc = qf_lmdb_guard(run_txn_guarded, &ctx);
-    if (ctx.txn != NULL) {
-        int ignored = qf_lmdb_guard(abort_txn, ctx.txn);
+    struct qf_lmdb_writer *w = ctx->writer;
+    for (unsigned i = 0; i < ctx->count; i++)
+        ctx->items[i]->kept = false;
+    ctx->evicted = 0;
+    int rc = qf_lmdb_guard(run_txn_guarded, ctx);
+    if (ctx->txn != NULL) {
+        int ignored = qf_lmdb_guard(abort_txn, ctx->txn);
         (void)ignored;
+        ctx->txn = NULL;
     }
     if (rc == 0) {
-        atomic_fetch_add(&w->store->evictions, ctx.evicted);
+        atomic_fetch_add(&w->store->evictions, ctx->evicted);
         w->recent_count = 0;
         w->removing_count = 0;
     }
     return rc;
+}
+
+/* Without values: evicts. */
+static int run_txn_apart(struct qf_lmdb_writer *w, uint64_t need, uint64_t evict)
+{
+    struct txn_context ctx = {.writer = w, .need = need, .evict = evict};
+    return run_txn(&ctx);
 }
 
 /* ---- a batch ---- */
@@ -269,9 +331,9 @@ static void say_full(struct qf_lmdb_writer *w, int rc)
 static int make_room_apart(struct qf_lmdb_writer *w, uint64_t need, bool disk_full,
                            unsigned attempt)
 {
-    int rc = run_txn(w, NULL, 0, disk_full ? 0 : need, UINT64_C(1) << (2 * attempt));
+    int rc = run_txn_apart(w, disk_full ? 0 : need, UINT64_C(1) << (2 * attempt));
     if (rc == 0)
-        rc = run_txn(w, NULL, 0, 0, 0);
+        rc = run_txn_apart(w, 0, 0);
     return rc;
 }
 
@@ -288,12 +350,14 @@ static uint64_t pages_needed(const struct qf_lmdb_writer *w, struct item **items
 }
 
 /* 0, or why nothing of it was written. */
-static int write_items(struct qf_lmdb_writer *w, struct item **items, unsigned count)
+static int write_txn(struct txn_context *ctx)
 {
-    uint64_t need = pages_needed(w, items, count);
+    struct qf_lmdb_writer *w = ctx->writer;
+    uint64_t need = ctx->need;
+    int64_t end = now_ms() + ATTEMPTS_MS;
     int rc = 0;
     for (unsigned attempt = 0; attempt < ATTEMPTS; attempt++) {
-        rc = run_txn(w, items, count, need, 0);
+        rc = run_txn(ctx);
         if (rc == 0)
             break;
         bool full = is_disk_full(rc);
@@ -302,12 +366,15 @@ static int write_items(struct qf_lmdb_writer *w, struct item **items, unsigned c
         if (full)
             say_full(w, rc);
         qf_lmdb_room_failed(&w->room, w->store, need, full, now_ms());
-        if (!qf_lmdb_readers_pass(w->store))
+        if (now_ms() > end || !qf_lmdb_readers_pass(w->store))
             break;
         int rc2 = make_room_apart(w, need, full, attempt);
         if (rc2 != 0 && !is_disk_full(rc2) && rc2 != MDB_MAP_FULL)
             return rc2;
     }
+    /* Pages of the trees can bring the file past its share. */
+    for (unsigned i = 0; i < 3 && rc == 0 && qf_lmdb_room_over(&w->room, w->store); i++)
+        rc = run_txn_apart(w, 0, 0);
     return rc;
 }
 
@@ -317,7 +384,9 @@ static void write_batch(struct qf_lmdb_writer *w, struct item **items, unsigned 
     w->recent_count = qf_recency_drain(store->recency, w->recent);
     if (atomic_load(&store->down) || (count > 0 && now_ms() < w->rest_until_ms))
         return;
-    int rc = write_items(w, items, count);
+    struct txn_context ctx = {.writer = w, .items = items, .count = count};
+    ctx.need = pages_needed(w, items, count);
+    int rc = write_txn(&ctx);
     w->recent_count = 0;
     w->removing_count = 0;
     if (rc == 0) {
@@ -334,6 +403,26 @@ static void write_batch(struct qf_lmdb_writer *w, struct item **items, unsigned 
         qf_lmdb_fail(store, rc);
 }
 
+static bool is_no_room(int rc)
+{
+    return rc == MDB_MAP_FULL || rc == MDB_TXN_FULL || rc == ENOMEM || is_disk_full(rc);
+}
+
+static void run_marker(struct qf_lmdb_writer *w, struct item *marker)
+{
+    marker->job_rc = -EIO;
+    if (marker->job != NULL && !atomic_load(&w->store->down)) {
+        struct txn_context ctx = {.writer = w, .need = marker->job_need, .job = marker};
+        int rc = write_txn(&ctx);
+        marker->job_rc = rc == 0 ? 0 : is_no_room(rc) ? -ENOSPC : -EIO;
+        if (rc == 0)
+            qf_lmdb_room_succeeded(&w->room, now_ms());
+        else if (!is_no_room(rc))
+            qf_lmdb_fail(w->store, rc);
+    }
+    marker->done(marker->arg);
+}
+
 static void finish_items(struct qf_lmdb_writer *w, struct item **items, unsigned count)
 {
     size_t size = 0;
@@ -347,6 +436,7 @@ static void finish_items(struct qf_lmdb_writer *w, struct item **items, unsigned
     pthread_mutex_lock(&w->lock);
     w->queued_size -= size;
     pthread_mutex_unlock(&w->lock);
+    qf_lmdb_trim_map(w->store, size);
 }
 
 /* ---- the thread ---- */
@@ -403,7 +493,7 @@ static void *run(void *arg)
             write_batch(w, items, count);
         finish_items(w, items, count);
         if (marker != NULL)
-            marker->done(marker->arg);
+            run_marker(w, marker);
     }
     return NULL;
 }
@@ -480,15 +570,20 @@ static bool enqueue(struct qf_lmdb_writer *w, struct item *item)
     return fits;
 }
 
-void qf_lmdb_writer_put(qf_lmdb_store *store, struct qf_hash128 key, const void *data,
-                        size_t size, void (*done)(void *arg), void *arg)
+void qf_lmdb_writer_put(qf_lmdb_store *store, struct qf_hash128 key, uint64_t origin,
+                        const void *data, size_t size, void (*done)(void *arg),
+                        void *arg)
 {
     struct item *item = NULL;
     if (size <= QF_STORED_SIZE_MAX && !atomic_load(&store->down))
         item = malloc(sizeof *item);
     if (item != NULL) {
-        *item = (struct item){
-            .key = key, .data = data, .size = size, .done = done, .arg = arg};
+        *item = (struct item){.key = key,
+                              .origin = origin,
+                              .data = data,
+                              .size = size,
+                              .done = done,
+                              .arg = arg};
         if (enqueue(store->writer, item))
             return;
         free(item);
@@ -512,13 +607,15 @@ static void flush_reached(void *arg)
     pthread_mutex_unlock(&flush->lock);
 }
 
-void qf_lmdb_writer_flush(qf_lmdb_store *store)
+static void wait_for_marker(qf_lmdb_store *store, struct item *marker)
 {
     struct flush flush = {.is_reached = false};
-    struct item marker = {.marker = true, .done = flush_reached, .arg = &flush};
+    marker->marker = true;
+    marker->done = flush_reached;
+    marker->arg = &flush;
     pthread_mutex_init(&flush.lock, NULL);
     pthread_cond_init(&flush.reached, NULL);
-    bool queued = enqueue(store->writer, &marker);
+    bool queued = enqueue(store->writer, marker);
     assert(queued);
     pthread_mutex_lock(&flush.lock);
     while (!flush.is_reached)
@@ -526,6 +623,21 @@ void qf_lmdb_writer_flush(qf_lmdb_store *store)
     pthread_mutex_unlock(&flush.lock);
     pthread_cond_destroy(&flush.reached);
     pthread_mutex_destroy(&flush.lock);
+}
+
+void qf_lmdb_writer_flush(qf_lmdb_store *store)
+{
+    struct item marker = {.marker = true};
+    wait_for_marker(store, &marker);
+}
+
+int qf_lmdb_writer_run(qf_lmdb_store *store,
+                       int (*job)(struct qf_lmdb_work *work, void *arg), void *arg,
+                       uint64_t need)
+{
+    struct item marker = {.job = job, .job_arg = arg, .job_need = need};
+    wait_for_marker(store, &marker);
+    return marker.job_rc;
 }
 
 void qf_lmdb_writer_remove(qf_lmdb_store *store, struct qf_hash128 key)

@@ -52,9 +52,11 @@ static void note_in_shard(struct shard *shard, struct qf_hash128 key, uint64_t t
     if (shard->slots[i].tick == 0 && shard->count < SHARD_MAX) {
         shard->slots[i].key = key;
         shard->slots[i].tick = tick;
+        shard->slots[i].uses = 1;
         shard->count++;
     } else if (shard->slots[i].tick != 0) {
         shard->slots[i].tick = tick;
+        shard->slots[i].uses++;
     }
     pthread_mutex_unlock(&shard->lock);
 }

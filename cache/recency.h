@@ -19,6 +19,7 @@ typedef struct qf_recency qf_recency;
 struct qf_recent {
     struct qf_hash128 key;
     uint64_t tick; /* order of the last use within this process */
+    uint64_t uses; /* since the last drain */
 };
 
 /* Keys that are remembered between two drains; more are forgotten. */

@@ -32,15 +32,14 @@ static struct qf_lmdb_slot *claim_slot(qf_lmdb_store *store)
     return NULL;
 }
 
-static void free_slot(struct qf_lmdb_slot *slot)
+void qf_lmdb_read_end(struct qf_lmdb_slot *slot)
 {
     if (slot->txn != NULL)
         mdb_txn_reset(slot->txn);
     atomic_store_explicit(&slot->busy, false, memory_order_release);
 }
 
-/* A slot with a fresh snapshot; NULL when there is none to be had. */
-static struct qf_lmdb_slot *begin_read(qf_lmdb_store *store)
+struct qf_lmdb_slot *qf_lmdb_read_begin(qf_lmdb_store *store)
 {
     if (atomic_load_explicit(&store->down, memory_order_relaxed))
         return NULL;
@@ -56,7 +55,7 @@ static struct qf_lmdb_slot *begin_read(qf_lmdb_store *store)
     if (mdb_txn_begin(store->env, NULL, MDB_RDONLY, &slot->txn) == 0)
         return slot;
     slot->txn = NULL;
-    free_slot(slot);
+    qf_lmdb_read_end(slot);
     return NULL;
 }
 
@@ -88,16 +87,28 @@ static uint64_t mark_of(const qf_lmdb_store *store, struct qf_hash128 key,
     return qf_hash64(&what, sizeof what);
 }
 
-static bool check_value(qf_lmdb_store *store, const struct lookup *found,
-                        struct qf_record *record)
+static bool parse_value(const qf_lmdb_store *store, struct qf_hash128 key,
+                        const MDB_val *val, struct qf_record *record)
 {
     /* Values have pages of their own; lengths beyond any value are not followed. */
     size_t size_min = qf_lmdb_size_min(store);
-    uintptr_t off = (uintptr_t)found->val.mv_data - (uintptr_t)store->map;
-    if (off % store->page_size != store->page_size - size_min ||
-        found->val.mv_size > qf_record_stored_size(QF_STORED_SIZE_MAX, size_min) ||
-        !qf_record_parse(found->val.mv_data, found->val.mv_size, size_min, found->key,
-                         record))
+    uintptr_t off = (uintptr_t)val->mv_data - (uintptr_t)store->map;
+    return off % store->page_size == store->page_size - size_min &&
+           val->mv_size <= qf_record_stored_size(QF_STORED_SIZE_MAX, size_min) &&
+           qf_record_parse(val->mv_data, val->mv_size, size_min, key, record);
+}
+
+bool qf_lmdb_value_whole(const qf_lmdb_store *store, const struct qf_hash128 *key,
+                         const MDB_val *val)
+{
+    struct qf_record record;
+    return parse_value(store, *key, val, &record) && qf_record_verify(&record);
+}
+
+static bool check_value(qf_lmdb_store *store, const struct lookup *found,
+                        struct qf_record *record)
+{
+    if (!parse_value(store, found->key, &found->val, record))
         return false;
     uint64_t mark = mark_of(store, found->key, record);
     if (qf_verified_has(store->verified, mark))
@@ -122,7 +133,7 @@ static void report_damage(qf_lmdb_store *store, struct qf_hash128 key)
 static bool lmdb_get(qf_store *base, struct qf_hash128 key, struct qf_store_value *out)
 {
     qf_lmdb_store *store = (qf_lmdb_store *)base;
-    struct qf_lmdb_slot *slot = begin_read(store);
+    struct qf_lmdb_slot *slot = qf_lmdb_read_begin(store);
     struct qf_record record;
     bool hit = false;
     if (slot != NULL) {
@@ -136,7 +147,7 @@ static bool lmdb_get(qf_store *base, struct qf_hash128 key, struct qf_store_valu
     }
     if (!hit) {
         if (slot != NULL)
-            free_slot(slot);
+            qf_lmdb_read_end(slot);
         atomic_fetch_add_explicit(&store->misses, 1, memory_order_relaxed);
         return false;
     }
@@ -149,21 +160,31 @@ static bool lmdb_get(qf_store *base, struct qf_hash128 key, struct qf_store_valu
 
 static void lmdb_release(qf_store *base, struct qf_store_value *value)
 {
-    (void)base;
     assert(value->hold != NULL);
-    free_slot(value->hold);
+    qf_lmdb_read_end(value->hold);
+    qf_lmdb_trim_map((qf_lmdb_store *)base, value->size);
     *value = (struct qf_store_value){0};
 }
 
-static void lmdb_put(qf_store *base, struct qf_hash128 key, const void *data,
-                     size_t size, void (*done)(void *arg), void *arg)
+static void lmdb_put(qf_store *base, struct qf_hash128 key, uint64_t origin,
+                     const void *data, size_t size, void (*done)(void *arg), void *arg)
 {
-    qf_lmdb_writer_put((qf_lmdb_store *)base, key, data, size, done, arg);
+    qf_lmdb_writer_put((qf_lmdb_store *)base, key, origin, data, size, done, arg);
 }
 
 static void lmdb_flush(qf_store *base)
 {
     qf_lmdb_writer_flush((qf_lmdb_store *)base);
+}
+
+static int count_file(const struct qf_hash128 *key, const struct qf_lmdb_file *file,
+                      void *arg)
+{
+    struct qf_store_stats *out = arg;
+    (void)key;
+    out->files += file->state == QF_LMDB_FILE_SEALED;
+    out->file_bytes += file->size;
+    return 0;
 }
 
 static void lmdb_stats(qf_store *base, struct qf_store_stats *out)
@@ -178,7 +199,7 @@ static void lmdb_stats(qf_store *base, struct qf_store_stats *out)
         .damaged = atomic_load(&store->damaged),
         .bytes_limit = store->dir.bytes_limit,
     };
-    struct qf_lmdb_slot *slot = begin_read(store);
+    struct qf_lmdb_slot *slot = qf_lmdb_read_begin(store);
     if (slot == NULL)
         return;
     MDB_stat st;
@@ -187,20 +208,30 @@ static void lmdb_stats(qf_store *base, struct qf_store_stats *out)
         out->entries = st.ms_entries;
     if (qf_lmdb_used_pages(store, slot->txn, &pages, &ignored) == 0)
         out->bytes = pages * store->page_size;
-    free_slot(slot);
+    if (store->keeps_files) {
+        int rc = qf_lmdb_files_each(store, slot->txn, count_file, out);
+        if (rc != 0)
+            out->files = out->file_bytes = 0;
+        out->bytes += out->file_bytes;
+    }
+    qf_lmdb_read_end(slot);
 }
 
 static void free_store(qf_lmdb_store *store)
 {
+    qf_lmdb_files_close(store);
     qf_lmdb_dir_close(&store->dir);
     qf_verified_free(store->verified);
     qf_recency_free(store->recency);
+    qf_lmdb_names_free(store->names);
+    pthread_mutex_destroy(&store->verify_lock);
     free(store);
 }
 
 static void lmdb_close(qf_store *base)
 {
     qf_lmdb_store *store = (qf_lmdb_store *)base;
+    assert(atomic_load(&store->drafts) == 0);
     qf_lmdb_writer_stop(store);
     for (unsigned i = 0; i < QF_CACHE_HOLDS_MAX; i++)
         assert(!atomic_load(&store->slots[i].busy));
@@ -220,6 +251,12 @@ static const struct qf_store_ops lmdb_ops = {
     .release = lmdb_release,
     .put = lmdb_put,
     .flush = lmdb_flush,
+    .file_open = qf_lmdb_file_open,
+    .file_begin = qf_lmdb_file_begin,
+    .file_append = qf_lmdb_file_append,
+    .file_commit = qf_lmdb_file_commit,
+    .file_abort = qf_lmdb_file_abort,
+    .origin = qf_lmdb_origin,
     .stats = lmdb_stats,
     .close = lmdb_close,
 };
@@ -229,7 +266,7 @@ static int open_env(qf_lmdb_store *store, struct qf_err *err)
 {
     struct qf_err what;
     int rc = qf_lmdb_env_open(store, &what);
-    if (rc == -EBADMSG && store->dir.alone) {
+    if (rc == -EBADMSG && store->dir.alone && !store->dir.existing) {
         rc = qf_lmdb_dir_set_aside(&store->dir, what.text, err);
         if (rc != 0)
             return rc;
@@ -238,25 +275,59 @@ static int open_env(qf_lmdb_store *store, struct qf_err *err)
     return rc == 0 ? 0 : qf_err_set(err, rc, "%s", what.text);
 }
 
-static int start(qf_lmdb_store *store, struct qf_err *err)
+static int do_nothing(struct qf_lmdb_work *work, void *arg)
+{
+    (void)work;
+    (void)arg;
+    return 0;
+}
+
+/* The limit may be lower than it was: any transaction makes files fit it. */
+static void fit_limit(qf_lmdb_store *store)
+{
+    struct qf_store_stats stats;
+    lmdb_stats(&store->base, &stats);
+    if (stats.file_bytes == 0)
+        return;
+    int rc = qf_lmdb_writer_run(store, do_nothing, NULL, 0);
+    if (rc != 0)
+        qf_log(QF_LOG_WARN, "cache %s: its files cannot be fitted to its limit: %s",
+               store->dir.path, strerror(-rc));
+}
+
+static int shrink(qf_lmdb_store *store, bool compact, struct qf_err *err)
+{
+    if (!store->dir.alone)
+        return compact ? qf_err_set(err, -EBUSY, "in use by another process") : 0;
+    return compact || !store->dir.existing ? qf_lmdb_shrink(store, compact, err) : 0;
+}
+
+static int start(qf_lmdb_store *store, bool compact, struct qf_err *err)
 {
     int fd;
     int rc = open_env(store, err);
     if (rc != 0)
         return rc;
-    rc = mdb_env_get_fd(store->env, &fd);
-    assert(rc == 0);
-    rc = qf_lmdb_reconcile(store);
+    rc = qf_lmdb_files_open(store);
+    if (rc == 0)
+        rc = qf_lmdb_reconcile(store);
     if (rc != 0)
         rc = qf_err_set(err, rc > 0 ? -rc : -EIO, "LMDB: %s", mdb_strerror(rc));
     if (rc == 0)
+        rc = shrink(store, compact, err);
+    if (rc == 0) {
+        int got = mdb_env_get_fd(store->env, &fd);
+        assert(got == 0);
         rc = qf_lmdb_dir_share(&store->dir, fd, err);
+    }
     if (rc == 0) {
         rc = qf_lmdb_writer_start(store);
         if (rc != 0)
             rc = qf_err_set(err, rc, "its writer cannot start: %s", strerror(-rc));
     }
-    if (rc != 0)
+    if (rc == 0)
+        fit_limit(store);
+    if (rc != 0 && store->env != NULL)
         qf_lmdb_env_close(store);
     return rc;
 }
@@ -271,17 +342,24 @@ int qf_store_lmdb_open(const struct qf_store_lmdb_options *options, qf_store **o
         return qf_err_set(err, -ENOMEM, "cache %s: no memory", options->dir);
     memset(store, 0, sizeof *store);
     store->base.ops = &lmdb_ops;
-    int rc = qf_lmdb_dir_open(&store->dir, options->dir, options->bytes_limit, err);
+    store->sealed_fd = -1;
+    store->min_free = options->min_free;
+    pthread_mutex_init(&store->verify_lock, NULL);
+    int rc = options->existing ? qf_lmdb_dir_join(&store->dir, options->dir, err)
+                               : qf_lmdb_dir_open(&store->dir, options->dir,
+                                                  options->bytes_limit, err);
     if (rc != 0) {
+        pthread_mutex_destroy(&store->verify_lock);
         free(store);
         return rc;
     }
     store->verified = qf_verified_new(store->dir.bytes_limit / VALUE_SIZE_TYPICAL);
     store->recency = qf_recency_new();
-    if (store->verified == NULL || store->recency == NULL)
+    store->names = qf_lmdb_names_new();
+    if (store->verified == NULL || store->recency == NULL || store->names == NULL)
         rc = qf_err_set(err, -ENOMEM, "no memory");
     else
-        rc = start(store, err);
+        rc = start(store, options->existing && options->compact, err);
     if (rc != 0) {
         qf_err_prefix(err, "cache %s", options->dir);
         free_store(store);

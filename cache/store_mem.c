@@ -167,9 +167,10 @@ static struct value *new_value(const mem_store *mem, struct qf_hash128 key,
     return value;
 }
 
-static void mem_put(qf_store *store, struct qf_hash128 key, const void *data,
-                    size_t size, void (*done)(void *arg), void *arg)
+static void mem_put(qf_store *store, struct qf_hash128 key, uint64_t origin,
+                    const void *data, size_t size, void (*done)(void *arg), void *arg)
 {
+    (void)origin;
     mem_store *mem = (mem_store *)store;
     struct value *value = new_value(mem, key, data, size);
     pthread_mutex_lock(&mem->lock);

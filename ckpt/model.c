@@ -67,19 +67,24 @@ bool qf_model_is_lfs_pointer(const char *data, size_t size)
 
 int qf_model_refuse_file(struct qf_model_load *load, const char *name, int rc)
 {
-    if (rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE)
+    /* A model must not turn plain because a disk or the memory failed for a moment. */
+    if (!qf_err_is_of_file(rc))
         return rc;
     struct stat st;
-    struct qf_ident ident = {
-        0}; /* that of no file: the next check asks to look again */
+    /* That of no file: the next check asks to look again. */
+    struct qf_ident ident = {0};
     char *path = qf_model_path(load->path, name);
     if (path == NULL)
         return -ENOMEM;
-    bool exists = qf_root_resolve(load->root, path, NULL, &st) == 0;
+    int found = qf_root_resolve(load->root, path, NULL, &st);
     free(path);
-    if (exists && rc != -ESTALE)
+    if (found != 0 && !qf_err_is_of_file(found))
+        return found;
+    /* It may have come or come back meanwhile. */
+    bool passing = rc == -ESTALE || (rc == -ENOENT && found == 0);
+    if (found == 0 && !passing)
         ident = qf_ident_of(&st);
-    int noted = qf_model_note(load, name, exists || rc == -ESTALE ? &ident : NULL);
+    int noted = qf_model_note(load, name, found == 0 || passing ? &ident : NULL);
     if (noted != 0)
         return noted;
     const char *what = rc == -EOPNOTSUPP ? "is not a regular file"

@@ -5,14 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/path.h"
 #include "ckpt/model_load.h"
 #include "ckpt/printable.h"
-
-static bool ends_with(const char *name, const char *end)
-{
-    size_t n = strlen(name), k = strlen(end);
-    return n >= k && memcmp(name + n - k, end, k) == 0;
-}
 
 static int compare_tensors(const void *a, const void *b)
 {
@@ -66,7 +61,7 @@ static bool is_quantized_name(const char *name)
                                        ".nested_absmax", ".W_q",
                                        ".weight._data"};
     for (size_t i = 0; i < sizeof ends / sizeof ends[0]; i++)
-        if (ends_with(name, ends[i]))
+        if (qf_path_ends_with(name, ends[i]))
             return true;
     return strstr(name, ".quant_state.bitsandbytes__") != NULL;
 }
@@ -75,7 +70,7 @@ static bool is_quantized_name(const char *name)
 static bool is_quantized_weight(const struct qf_tensor *t)
 {
     return t->rank >= 2 && t->size > 0 && qf_dtype_bits(t->dtype) <= 8 &&
-           t->dtype != QF_BOOL && ends_with(t->name, ".weight");
+           t->dtype != QF_BOOL && qf_path_ends_with(t->name, ".weight");
 }
 
 static int check_plain(struct qf_model_load *load, const struct qf_weight_set *set)

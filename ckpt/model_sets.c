@@ -11,6 +11,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/path.h"
 #include "ckpt/model_load.h"
 #include "ckpt/printable.h"
 
@@ -22,12 +23,6 @@ struct candidate {
     bool is_index;
     unsigned rank; /* lower is taken first */
 };
-
-static bool ends_with(const char *name, const char *end)
-{
-    size_t n = strlen(name), k = strlen(end);
-    return n >= k && memcmp(name + n - k, end, k) == 0;
-}
 
 /* "…-00001-of-00002": one shard of several, whatever else its name says. */
 static bool is_shard_variant(const char *variant, size_t size)
@@ -98,9 +93,10 @@ static int compare_candidates(const void *a, const void *b)
 
 static bool is_download_name(const char *name)
 {
-    return ends_with(name, ".incomplete") || ends_with(name, ".part") ||
-           ends_with(name, ".aria2") || ends_with(name, ".crdownload") ||
-           ends_with(name, ".download");
+    return qf_path_ends_with(name, ".incomplete") || qf_path_ends_with(name, ".part") ||
+           qf_path_ends_with(name, ".aria2") ||
+           qf_path_ends_with(name, ".crdownload") ||
+           qf_path_ends_with(name, ".download");
 }
 
 /* Whether directory "dir/below/name" holds an unfinished download. */
@@ -122,7 +118,7 @@ static bool has_incomplete(const qf_root *root, const char *dir, size_t dir_size
     }
     const struct dirent *entry;
     while (!found && (entry = readdir(stream)) != NULL)
-        found = ends_with(entry->d_name, ".incomplete");
+        found = qf_path_ends_with(entry->d_name, ".incomplete");
     closedir(stream);
     return found;
 }
@@ -257,7 +253,7 @@ static int load_shards(struct qf_model_load *load, struct qf_weight_set *set,
     if (set->shards == NULL)
         return -ENOMEM;
     for (size_t i = 0; i < count; i++) {
-        if (!ends_with(names[i], ".safetensors"))
+        if (!qf_path_ends_with(names[i], ".safetensors"))
             return qf_model_refuse(load, false, "%s: is not a safetensors file",
                                    qf_printable(names[i]).text);
         int rc = check_complete(load, names[i]);
@@ -303,8 +299,9 @@ static int add_named(struct qf_model_load *load, struct candidate *list, size_t 
         qf_json_string(qf_json_get(load->model->config, "transformers_weights"));
     if (name == NULL || load->model->kind != QF_MODEL_TRANSFORMERS)
         return 0;
-    bool is_index = ends_with(name, ".safetensors.index.json");
-    if (strchr(name, '/') != NULL || (!is_index && !ends_with(name, ".safetensors")))
+    bool is_index = qf_path_ends_with(name, ".safetensors.index.json");
+    if (strchr(name, '/') != NULL ||
+        (!is_index && !qf_path_ends_with(name, ".safetensors")))
         return qf_model_refuse(load, false,
                                "config.json names its weights in a way that is not "
                                "supported (transformers_weights: %s)",

@@ -18,6 +18,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "base/path.h"
+
 #define LINKS_MAX 40 /* of one path, as in the kernel */
 #define RACES_MAX 16 /* a path that changes at every try is given up */
 
@@ -115,20 +117,6 @@ struct resolving {
     char *rest; /* owned */
 };
 
-/* "a/b", either of which may be empty. Returns owned, NULL without memory. */
-static char *join(const char *a, const char *b)
-{
-    size_t na = strlen(a), nb = strlen(b);
-    char *path = malloc(na + nb + 2);
-    if (path == NULL)
-        return NULL;
-    memcpy(path, a, na);
-    if (na > 0 && nb > 0)
-        path[na++] = '/';
-    memcpy(path + na, b, nb + 1);
-    return path;
-}
-
 /* What is left of an absolute path below prefix, or NULL when it is not below it. */
 static const char *below(const char *path, const char *prefix)
 {
@@ -168,7 +156,7 @@ static int follow(const qf_root *root, struct resolving *r, int link, size_t siz
         *r->done = '\0';
     }
     const char *rest = r->rest + size;
-    char *joined = join(to, rest + strspn(rest, "/"));
+    char *joined = qf_path_join(to, rest + strspn(rest, "/"));
     if (joined == NULL)
         return -ENOMEM;
     free(r->rest);
@@ -179,7 +167,7 @@ static int follow(const qf_root *root, struct resolving *r, int link, size_t siz
 /* Moves the head of rest, which is no link, to done. */
 static int advance(struct resolving *r, const char *name, const char *rest)
 {
-    char *done = join(r->done, name);
+    char *done = qf_path_join(r->done, name);
     if (done == NULL)
         return -ENOMEM;
     free(r->done);
@@ -204,7 +192,7 @@ static int resolve_step(const qf_root *root, struct resolving *r, int *links)
         memmove(r->rest, rest, strlen(rest) + 1);
         return rc;
     }
-    char *path = join(r->done, name);
+    char *path = qf_path_join(r->done, name);
     if (path == NULL)
         return -ENOMEM;
     int fd = open_beneath(root, path, O_PATH | O_NOFOLLOW);
@@ -272,7 +260,7 @@ static int open_root(qf_root *root, const char *path)
         return -errno;
     if (*path != '/' && getcwd(cwd, sizeof cwd) == NULL)
         return -errno;
-    root->given = *path == '/' ? strdup(path) : join(cwd, path);
+    root->given = *path == '/' ? strdup(path) : qf_path_join(cwd, path);
     if (root->given == NULL)
         return -ENOMEM;
     size_t n = strlen(root->given);

@@ -20,11 +20,18 @@ extern "C" {
 int qf_cmd_mount(int argc, char **argv);
 int qf_cmd_umount(int argc, char **argv);
 int qf_cmd_info(int argc, char **argv);
+int qf_cmd_warm(int argc, char **argv);
 int qf_cmd_demo(int argc, char **argv);
+int qf_cmd_doctor(int argc, char **argv);
+int qf_cmd_cache(int argc, char **argv);
 
 /* Prints "quantfs <command>: sentence" and a pointer to --help; returns QF_CLI_USAGE.
  */
 int qf_cli_usage_error(const char *command, const char *fmt, ...) QF_PRINTF(2, 3);
+
+/* Where the cache is unless the user says otherwise: $XDG_CACHE_HOME/quantfs,
+ * ~/.cache/quantfs; /var/cache/quantfs for root. */
+int qf_cli_cache_dir(char *out, size_t size, struct qf_err *err) QF_MUST_CHECK;
 
 /* A small file whole, with a NUL behind it that *size does not count. Returns owned. */
 int qf_cli_read_file(const char *path, size_t size_max, char **data, size_t *size,

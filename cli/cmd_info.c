@@ -13,6 +13,7 @@
 
 #include "base/limits.h"
 #include "cli/cli.h"
+#include "cli/mounted.h"
 #include "cli/report.h"
 #include "view/overrides.h"
 
@@ -114,42 +115,21 @@ static void walk(struct info *info, const char *path, unsigned depth)
         free(names);
 }
 
-/* The store's path out of a mount's status file; false: no mount there. */
-static bool store_of_mount(const char *mountpoint, char *out, size_t size)
-{
-    char path[PATH_MAX + 32];
-    snprintf(path, sizeof path, "%s/.quantfs/status", mountpoint);
-    FILE *file = fopen(path, "re");
-    if (file == NULL)
-        return false;
-    char line[PATH_MAX + 16];
-    bool found = false;
-    while (!found && fgets(line, sizeof line, file) != NULL) {
-        if (strncmp(line, "store=", 6) != 0)
-            continue;
-        line[strcspn(line, "\n")] = '\0';
-        found = (size_t)snprintf(out, size, "%s", line + 6) < size;
-    }
-    fclose(file);
-    return found;
-}
-
 /* /mnt/nf4/a/b becomes STORE/a/b; any other path stays. */
 static void source_of_path(char path[PATH_MAX])
 {
     char top[PATH_MAX], store[PATH_MAX], whole[2 * PATH_MAX];
-    strcpy(top, path);
-    for (char *end = top + strlen(top); end > top; end = strrchr(top, '/')) {
-        *end = '\0';
-        if (top[0] == '\0' || !store_of_mount(top, store, sizeof store))
-            continue;
+    if (!qf_mounted_find(path, top))
+        return;
+    char *status = qf_mounted_status(top);
+    if (status != NULL && qf_mounted_value(status, "store", store, sizeof store)) {
         const char *view = path + strlen(top);
         const char *rest = view[0] == '/' ? strchr(view + 1, '/') : NULL;
         int n = snprintf(whole, sizeof whole, "%s%s", store, rest != NULL ? rest : "");
         if (n > 0 && n < PATH_MAX)
             strcpy(path, whole);
-        return;
     }
+    free(status);
 }
 
 static int parse(struct info *info, int argc, char **argv, bool *help)

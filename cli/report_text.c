@@ -2,26 +2,13 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "cli/progress.h"
 #include "cli/report.h"
-
-static const char *human(uint64_t bytes, char text[32])
-{
-    static const char *const units[] = {"B", "KB", "MB", "GB", "TB"};
-    double value = (double)bytes;
-    size_t unit = 0;
-    while (value >= 1000 && unit + 1 < sizeof units / sizeof *units) {
-        value /= 1000;
-        unit++;
-    }
-    snprintf(text, 32, unit == 0 ? "%.0f %s" : "%.2f %s", value, units[unit]);
-    return text;
-}
 
 static void print_tensor(void *arg, const struct qf_layout_tensor *tensor,
                          const struct qf_decision *decision, uint64_t bytes_out)
 {
     struct qf_buf *out = arg;
-    char in_text[32], out_text[32];
     qf_buf_appendf(out, "    %-12s %-5s [", qf_reason_text(decision->reason),
                    qf_dtype_name(tensor->src->dtype));
     for (uint32_t d = 0; d < tensor->src->rank; d++)
@@ -29,14 +16,13 @@ static void print_tensor(void *arg, const struct qf_layout_tensor *tensor,
     qf_buf_appendf(out, "] %s", tensor->src->name);
     if (tensor->plan == NULL && tensor->out_dtype != tensor->src->dtype)
         qf_buf_appendf(out, " -> %s", qf_dtype_name(tensor->out_dtype));
-    qf_buf_appendf(out, ", %s -> %s\n", human(tensor->src->size, in_text),
-                   human(bytes_out, out_text));
+    qf_buf_appendf(out, ", %s -> %s\n", qf_bytes_text(tensor->src->size).text,
+                   qf_bytes_text(bytes_out).text);
 }
 
 static void print_view(const struct qf_variant *variant, bool tensors,
                        struct qf_buf *out)
 {
-    char in_text[32], out_text[32];
     qf_buf_appendf(out, "  %s: ", variant->view.name);
     if (variant->reason[0] != '\0') {
         qf_buf_appendf(out, "passes through as it is: %s\n", variant->reason);
@@ -45,7 +31,8 @@ static void print_view(const struct qf_variant *variant, bool tensors,
     struct qf_report_view report;
     qf_report_view_init(&report, variant);
     qf_buf_appendf(out, "%s -> %s (%.1f %%), computes in %s\n",
-                   human(report.bytes_in, in_text), human(report.bytes_out, out_text),
+                   qf_bytes_text(report.bytes_in).text,
+                   qf_bytes_text(report.bytes_out).text,
                    100.0 * (double)report.bytes_out /
                        (double)(report.bytes_in != 0 ? report.bytes_in : 1),
                    qf_dtype_torch_name(variant->policies[0].dtype));
@@ -55,8 +42,8 @@ static void print_view(const struct qf_variant *variant, bool tensors,
             qf_buf_appendf(out, "    %5zu %s: %s -> %s\n", reason->count,
                            i == QF_REASON_QUANTIZED ? "quantized"
                                                     : qf_reason_text((enum qf_reason)i),
-                           human(reason->bytes_in, in_text),
-                           human(reason->bytes_out, out_text));
+                           qf_bytes_text(reason->bytes_in).text,
+                           qf_bytes_text(reason->bytes_out).text);
     }
     if (tensors)
         qf_report_tensors(variant, print_tensor, out);

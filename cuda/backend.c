@@ -3,10 +3,13 @@
  * gives to the fallback what the device does not or cannot do: the bytes are the same,
  * so a failure costs time and a line in the log.
  *
+ * Taking the device up takes longer than the first half of many a load; where a caller
+ * says so, the keeper does it while the fallback encodes.
+ *
  * The card is for the model. Nothing is held on it before the first job; the keeper, a
  * thread that sleeps otherwise, gives everything back when no job has come for a while,
  * and at once when the device has failed. Calls and the keeper exclude each other by
- * `active` and `dropping`. */
+ * `active` and `switching`. */
 #include <assert.h>
 #include <signal.h>
 #include <stdio.h>
@@ -22,7 +25,6 @@
  * copies out. */
 #define RING 4
 /* Page cache that nobody has read for so long is pinned no longer. */
-#define WINDOWS_IDLE_NS UINT64_C(1000000000)
 
 /* One encode call. */
 struct call {
@@ -82,10 +84,15 @@ static void end_call(struct qf_cuda_backend *cuda)
 static bool begin_call(struct qf_cuda_backend *cuda)
 {
     pthread_mutex_lock(&cuda->lock);
-    while (cuda->dropping)
+    while (cuda->switching && !cuda->no_waiting)
         pthread_cond_wait(&cuda->changed, &cuda->lock);
-    bool ok =
-        !cuda->down && (cuda->slot_count != 0 || qf_cuda_now_ns() >= cuda->retry_ns);
+    bool ok = !cuda->switching && !cuda->down &&
+              (cuda->slot_count != 0 || qf_cuda_now_ns() >= cuda->retry_ns);
+    if (ok && cuda->no_waiting && !cuda->context) {
+        cuda->wanted = true;
+        pthread_cond_broadcast(&cuda->changed);
+        ok = false;
+    }
     if (ok) {
         cuda->active++;
         if (!cuda->context) {
@@ -179,13 +186,24 @@ static void cuda_unpin(qf_backend *backend, void *data)
     qf_cuda_arenas_remove(&cuda_of(backend)->arenas, data);
 }
 
-/* ---- giving the device back ---- */
+static void cuda_stats(qf_backend *backend, struct qf_backend_stats *out)
+{
+    struct qf_cuda_backend *cuda = cuda_of(backend);
+    pthread_mutex_lock(&cuda->stats_lock);
+    out->device_chunks = cuda->stats.chunks;
+    out->fallback_chunks = cuda->stats.chunks_fallback;
+    out->device_failures = cuda->stats.failures;
+    out->fallback_name = qf_backend_name(cuda->fallback);
+    pthread_mutex_unlock(&cuda->stats_lock);
+}
+
+/* ---- the keeper: taking the device up and giving it back ---- */
 
 /* With the lock held, which is let go meanwhile; nobody is active. all: the context,
  * too; else the windows only. */
 static void drop(struct qf_cuda_backend *cuda, bool all)
 {
-    cuda->dropping = true;
+    cuda->switching = true;
     pthread_mutex_unlock(&cuda->lock);
     /* A device that cannot be entered has nothing left to be given back one by one. */
     (void)(qf_cuda_device_enter(cuda->device) == 0);
@@ -197,7 +215,27 @@ static void drop(struct qf_cuda_backend *cuda, bool all)
     }
     pthread_mutex_lock(&cuda->lock);
     cuda->context = cuda->context && !all;
-    cuda->dropping = false;
+    cuda->switching = false;
+    pthread_cond_broadcast(&cuda->changed);
+}
+
+/* With the lock held, which is let go meanwhile. */
+static void take_up(struct qf_cuda_backend *cuda)
+{
+    cuda->wanted = false;
+    cuda->switching = true;
+    pthread_mutex_unlock(&cuda->lock);
+    int rc = qf_cuda_device_enter(cuda->device);
+    if (rc == 0) {
+        qf_cuda_count(cuda, &cuda->stats.contexts, 1);
+    } else {
+        note_failure(cuda, rc, qf_cuda_device_problem());
+        qf_cuda_retry_later(cuda);
+    }
+    pthread_mutex_lock(&cuda->lock);
+    cuda->context = rc == 0;
+    cuda->used_ns = qf_cuda_now_ns();
+    cuda->switching = false;
     pthread_cond_broadcast(&cuda->changed);
 }
 
@@ -215,9 +253,11 @@ static void *keep(void *arg)
     while (!cuda->closing || cuda->context) {
         uint64_t now = qf_cuda_now_ns();
         uint64_t end = cuda->used_ns + cuda->idle_ns;
-        uint64_t windows_end = cuda->used_ns + WINDOWS_IDLE_NS;
+        uint64_t windows_end = cuda->used_ns + cuda->windows_idle_ns;
         bool windows = qf_cuda_windows_any(&cuda->windows);
-        if (!cuda->context || cuda->active != 0)
+        if (cuda->wanted && !cuda->context && !cuda->down && !cuda->closing)
+            take_up(cuda);
+        else if (!cuda->context || cuda->active != 0)
             pthread_cond_wait(&cuda->changed, &cuda->lock);
         else if (cuda->closing || cuda->down || now >= end)
             drop(cuda, true);
@@ -263,6 +303,7 @@ static const struct qf_backend_ops cuda_ops = {
     .batch = 32,
     .pin = cuda_pin,
     .unpin = cuda_unpin,
+    .stats = cuda_stats,
 };
 
 /* Signals are for the main thread. */
@@ -315,7 +356,12 @@ static struct qf_cuda_backend *new_backend(const struct qf_cuda_options *options
     cuda->base.ops = &cuda_ops;
     cuda->fallback = fallback;
     cuda->device = options->device;
+    cuda->no_waiting = options->no_waiting;
     cuda->idle_ns = (uint64_t)idle_ms * 1000000u;
+    uint32_t windows_idle_ms = options->pinned_idle_ms != 0
+                                   ? options->pinned_idle_ms
+                                   : QF_CUDA_PINNED_IDLE_MS_DEFAULT;
+    cuda->windows_idle_ns = (uint64_t)windows_idle_ms * 1000000u;
     cuda->slot_max = slots == 0 ? 1 : slots > 1024 ? 1024 : (unsigned)slots;
     qf_cuda_faults_init(&cuda->faults, getenv("QUANTFS_FAULT"));
     qf_cuda_arenas_init(&cuda->arenas, options->device, &cuda->faults, &cuda->turns);
@@ -342,7 +388,7 @@ int qf_cuda_backend_open(const struct qf_cuda_options *options, qf_backend *fall
         rc = qf_err_set(err, -ENODEV, "device cuda:%d: no driver (injected)",
                         options->device);
     else
-        rc = qf_cuda_device_probe(options->device, err);
+        rc = qf_cuda_device_probe(options->device, options->shared_only, err);
     if (rc == 0) {
         rc = start_keeper(cuda);
         if (rc != 0)

@@ -15,19 +15,25 @@ extern "C" {
 
 /* Zero means the default everywhere. */
 struct qf_cuda_options {
-    int device;            /* as CUDA numbers them */
-    uint64_t memory_limit; /* bytes of device memory for buffers (the driver's own
-                              context comes on top) */
-    uint64_t pinned_limit; /* bytes of page cache that may be pinned while files are
-                              read (given back when nothing was read for a second) */
-    uint32_t idle_ms;      /* unused for so long, it gives everything back: context,
-                              device memory, pinned pages */
+    int device;              /* as CUDA numbers them */
+    uint64_t memory_limit;   /* bytes of device memory for buffers (the driver's own
+                                context comes on top) */
+    uint64_t pinned_limit;   /* bytes of page cache that may be pinned while files are
+                                read */
+    uint32_t pinned_idle_ms; /* unused for so long, it gives those pages back */
+    uint32_t idle_ms;        /* unused for so long, it gives everything back: context,
+                                device memory, pinned pages */
+    bool no_waiting;         /* jobs that come while the device is being taken up, most
+                                of a second, go to the fallback */
+    bool shared_only;        /* not a device that is set to one process at a time: for
+                                who was not told to use it */
 };
 
 #define QF_CUDA_MEMORY_DEFAULT (UINT64_C(256) << 20)
 /* One slot: 16 MiB of source and 8 MiB of results. Smaller limits count as this. */
-#define QF_CUDA_MEMORY_MIN      (UINT64_C(24) << 20)
-#define QF_CUDA_IDLE_MS_DEFAULT 10000u
+#define QF_CUDA_MEMORY_MIN             (UINT64_C(24) << 20)
+#define QF_CUDA_IDLE_MS_DEFAULT        10000u
+#define QF_CUDA_PINNED_IDLE_MS_DEFAULT 1000u
 /* The default of pinned_limit: this part of the memory that the process may use. */
 #define QF_CUDA_PINNED_PART 8u
 
@@ -47,8 +53,9 @@ struct qf_cuda_stats {
 
 /* Opens a device. `fallback` (borrowed) does what the device cannot: it must outlive
  * the backend. -ENODEV with err when this program was built without CUDA or the machine
- * has no such device. Must be called after the daemon's fork. Nothing is held on the
- * device before the first job. Starts one thread, which gives the device back.
+ * has no such device, or one that shared_only excludes. Must be called after the
+ * daemon's fork. Nothing is held on the device before the first job. Starts one thread,
+ * which gives the device back.
  *
  * The environment variable QUANTFS_FAULT injects faults, for tests: a list of
  * cuda:KIND[@N], separated by commas; from the N-th time on (default: the first)

@@ -60,7 +60,26 @@ static int capability_of(int device)
     return major * 10 + minor;
 }
 
-extern "C" int qf_cuda_device_probe(int device, struct qf_err *err)
+/* A card may be closed to programs, or to all but the first: then taking it up would
+ * keep the model out. */
+static int check_mode(int device, bool shared_only, struct qf_err *err)
+{
+    int mode = cudaComputeModeDefault;
+    if (cudaDeviceGetAttribute(&mode, cudaDevAttrComputeMode, device) != cudaSuccess)
+        (void)cudaGetLastError();
+    if (mode == cudaComputeModeProhibited)
+        return qf_err_set(err, -ENODEV,
+                          "device cuda:%d: its compute mode lets no program use it",
+                          device);
+    if (mode != cudaComputeModeDefault && shared_only)
+        return qf_err_set(err, -ENODEV,
+                          "device cuda:%d: its compute mode lets one process use it, "
+                          "which is for the model",
+                          device);
+    return 0;
+}
+
+extern "C" int qf_cuda_device_probe(int device, bool shared_only, struct qf_err *err)
 {
     int count = 0;
     cudaError_t error = cudaGetDeviceCount(&count);
@@ -84,7 +103,7 @@ extern "C" int qf_cuda_device_probe(int device, struct qf_err *err)
                           "least %d.%d is needed",
                           device, capability / 10, capability % 10, CAPABILITY_MIN / 10,
                           CAPABILITY_MIN % 10);
-    return 0;
+    return check_mode(device, shared_only, err);
 }
 
 /* What the device takes the flags of, before its context is made. */

@@ -48,8 +48,10 @@ struct qf_cuda_launch {
 /* A queue of work in order; different queues overlap. */
 typedef struct qf_cuda_queue qf_cuda_queue;
 
-/* -ENODEV with the sentence when there is no such device, or no driver. */
-int qf_cuda_device_probe(int device, struct qf_err *err) QF_MUST_CHECK;
+/* -ENODEV with the sentence when there is no such device, or no driver. shared_only:
+ * nor one that only one process at a time may use. */
+int qf_cuda_device_probe(int device, bool shared_only,
+                         struct qf_err *err) QF_MUST_CHECK;
 /* To be called by a thread before it uses the device, each time anew. */
 int qf_cuda_device_enter(int device) QF_MUST_CHECK;
 /* Gives the context back. Nothing of it may be in use. */

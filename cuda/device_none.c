@@ -3,8 +3,9 @@
  * called. */
 #include "cuda/device.h"
 
-int qf_cuda_device_probe(int device, struct qf_err *err)
+int qf_cuda_device_probe(int device, bool shared_only, struct qf_err *err)
 {
+    (void)shared_only;
     return qf_err_set(err, -ENODEV,
                       "device cuda:%d: this program was built without CUDA", device);
 }

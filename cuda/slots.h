@@ -32,6 +32,7 @@ struct qf_cuda_backend {
     qf_backend *fallback; /* borrowed */
     int device;
     uint64_t idle_ns;
+    uint64_t windows_idle_ns;
     unsigned slot_max;
     struct qf_cuda_faults faults;
     struct qf_cuda_turns turns;
@@ -47,7 +48,9 @@ struct qf_cuda_backend {
     unsigned slot_count;
     unsigned active;   /* encode calls under way on the device */
     bool context;      /* the device is taken up */
-    bool dropping;     /* … and is being given back */
+    bool switching;    /* … and is being given back, or taken up by the keeper */
+    bool wanted;       /* the keeper shall take it up */
+    bool no_waiting;   /* for that; constant */
     bool down;         /* for ever */
     bool closing;      /* the keeper must end */
     uint64_t used_ns;  /* when the last call ended */

@@ -3,10 +3,9 @@
  * a store access or a copy, and a chunk is a quarter of a millisecond of work. Each
  * entry has its own condition so that a finished chunk wakes its waiters alone.
  *
- * The store is asked before an entry is made, so hits leave no trace here. Between a
- * miss and the making of the entry another thread may have encoded and stored the
- * chunk; its entry then stays in the idle list long enough to be found, and if not, the
- * chunk is encoded twice, with the same bytes. */
+ * The store is asked before an entry is made, so hits leave no trace here, and once
+ * more by the owner of an entry before it encodes: a chunk that the store has is never
+ * encoded again. */
 #include "engine/chunk.h"
 
 #include <assert.h>
@@ -41,6 +40,7 @@ struct qf_chunk {
     enum chunk_state state;
     bool idle;     /* in the idle list */
     bool in_table; /* in a bucket */
+    bool loaded;   /* from the store, instead of encoded; final before READY */
     int rc;
     uint32_t refs; /* users; the table itself holds none */
     pthread_cond_t changed;
@@ -107,6 +107,7 @@ static void queue_append(struct qf_chunk_table *table, struct qf_chunk *chunk)
         table->queue_head = chunk;
     table->queue_tail = chunk;
     table->queued_size += chunk->size;
+    table->queued_count++;
 }
 
 static void queue_remove(struct qf_chunk_table *table, struct qf_chunk *chunk)
@@ -120,6 +121,7 @@ static void queue_remove(struct qf_chunk_table *table, struct qf_chunk *chunk)
     else
         table->queue_tail = chunk->queue_prev;
     table->queued_size -= chunk->size;
+    table->queued_count--;
 }
 
 static void chunk_ref(struct qf_chunk_table *table, struct qf_chunk *chunk)
@@ -278,7 +280,7 @@ static void store_record(qf_shard_file *file, struct qf_chunk *chunk, bool worke
 {
     qf_engine *engine = chunk->engine;
     pthread_mutex_lock(&engine->chunks.lock);
-    bool wanted = wait_for_store(engine, chunk->size, worker);
+    bool wanted = wait_for_store(engine, chunk->size, worker || engine->storing_first);
     if (wanted) {
         chunk_ref(&engine->chunks, chunk);
         engine->chunks.storing_size += chunk->size;
@@ -289,8 +291,8 @@ static void store_record(qf_shard_file *file, struct qf_chunk *chunk, bool worke
     if (chunk->id.number == QF_KEY_SEAL)
         qf_seal_store(file, chunk->id.tensor, chunk->data, put_finished, chunk);
     else
-        qf_store_put(engine->store, chunk->key, chunk->data, chunk->size, put_finished,
-                     chunk);
+        qf_store_put(engine->store, chunk->key, file->origin, chunk->data, chunk->size,
+                     put_finished, chunk);
 }
 
 /* From ENCODING to READY or FAILED; whoever waits goes on. */
@@ -322,6 +324,7 @@ static void run_seal(struct qf_chunk *chunk, bool worker)
     if (chunk->data != NULL) {
         loaded = qf_seal_load(file, chunk->id.tensor, chunk->data);
         rc = loaded ? 0 : qf_seal_make(file, chunk->id.tensor, chunk->data);
+        chunk->loaded = loaded;
     }
     rc = checked(file, rc);
     publish(chunk, rc);
@@ -346,6 +349,36 @@ static struct qf_job job_of(struct qf_chunk *chunk)
     };
 }
 
+/* A stored value of another size than the plan's is not ours (a key collision or a
+ * bug): it is treated as absent rather than served. */
+static bool from_store(qf_engine *engine, struct qf_hash128 key, size_t size,
+                       struct qf_record *out)
+{
+    struct qf_store_value value;
+    if (!qf_store_get(engine->store, key, &value))
+        return false;
+    if (value.size != size) {
+        qf_store_release(engine->store, &value);
+        return false;
+    }
+    *out = (struct qf_record){.data = value.data, .size = value.size, .value = value};
+    return true;
+}
+
+/* Between a look into the store and the making of the entry somebody else may have
+ * encoded and stored the chunk, and its entry may be gone: only the owner's look is
+ * final. */
+static bool load_stored(struct qf_chunk *chunk)
+{
+    struct qf_record record;
+    if (!from_store(chunk->engine, chunk->key, chunk->size, &record))
+        return false;
+    memcpy(chunk->data, record.data, chunk->size);
+    qf_store_release(chunk->engine->store, &record.value);
+    chunk->loaded = true;
+    return true;
+}
+
 /* The owner's work on chunks of any files. All are published before the first is
  * stored: storing may wait. */
 static void run_chunks(struct qf_chunk **chunks, size_t count, bool worker)
@@ -356,10 +389,10 @@ static void run_chunks(struct qf_chunk **chunks, size_t count, bool worker)
     struct qf_chunk *at_work[BATCH_MAX];
     size_t n = 0;
     for (size_t i = 0; i < count; i++) {
-        chunks[i]->data = qf_memory_get(&engine->memory, chunks[i]->size);
-        if (chunks[i]->data == NULL) {
-            qf_shard_file *file = chunks[i]->file;
-            publish(chunks[i], -ENOMEM);
+        qf_shard_file *file = chunks[i]->file;
+        chunks[i]->data = qf_memory_get_record(&engine->memory, chunks[i]->size);
+        if (chunks[i]->data == NULL || load_stored(chunks[i])) {
+            publish(chunks[i], chunks[i]->data == NULL ? -ENOMEM : checked(file, 0));
             qf_shard_file_unref(file);
             continue;
         }
@@ -367,7 +400,8 @@ static void run_chunks(struct qf_chunk **chunks, size_t count, bool worker)
         jobs[n] = job_of(chunks[i]);
         at_work[n++] = chunks[i];
     }
-    qf_backend_encode(engine->backend, jobs, n);
+    if (n > 0)
+        qf_backend_encode(engine->backend, jobs, n);
     for (size_t i = 0; i < n; i++) {
         if (jobs[i].rc == 0)
             atomic_fetch_add(&engine->count.chunks_encoded, 1);
@@ -387,8 +421,17 @@ static bool start_queued(struct qf_chunk *chunk)
     if (chunk->state != CHUNK_QUEUED)
         return false;
     chunk->state = CHUNK_ENCODING;
+    chunk->engine->chunks.encoding_count++;
     queue_remove(&chunk->engine->chunks, chunk);
     return true;
+}
+
+static void end_encoding(struct qf_chunk_table *table, size_t count)
+{
+    pthread_mutex_lock(&table->lock);
+    assert(table->encoding_count >= count);
+    table->encoding_count -= count;
+    pthread_mutex_unlock(&table->lock);
 }
 
 /* Encodes the chunk that the caller owns, together with others that are queued if the
@@ -399,6 +442,7 @@ static void run_encoding(struct qf_chunk *chunk, bool worker)
     struct qf_chunk_table *table = &engine->chunks;
     if (chunk->id.number == QF_KEY_SEAL) {
         run_seal(chunk, worker);
+        end_encoding(table, 1);
         return;
     }
     struct qf_chunk *batch[BATCH_MAX] = {chunk};
@@ -413,6 +457,7 @@ static void run_encoding(struct qf_chunk *chunk, bool worker)
     }
     pthread_mutex_unlock(&table->lock);
     run_chunks(batch, count, worker);
+    end_encoding(table, count);
     atomic_fetch_add(&engine->count.chunks_prefetched, worker ? count : count - 1);
     for (size_t i = 1; i < count; i++)
         chunk_unref(engine, batch[i]);
@@ -502,26 +547,13 @@ static struct qf_chunk *ready_entry(qf_engine *engine, struct qf_hash128 key)
 
 static void record_of_chunk(struct qf_chunk *chunk, struct qf_record *out)
 {
-    *out = (struct qf_record){.data = chunk->data, .size = chunk->size, .chunk = chunk};
+    *out = (struct qf_record){.data = chunk->data,
+                              .size = chunk->size,
+                              .chunk = chunk,
+                              .loaded = chunk->loaded};
 }
 
-/* A stored value of another size than the plan's is not ours (a key collision or a
- * bug): it is treated as absent rather than served. */
-static bool from_store(qf_engine *engine, struct qf_hash128 key, size_t size,
-                       struct qf_record *out)
-{
-    struct qf_store_value value;
-    if (!qf_store_get(engine->store, key, &value))
-        return false;
-    if (value.size != size) {
-        qf_store_release(engine->store, &value);
-        return false;
-    }
-    *out = (struct qf_record){.data = value.data, .size = value.size, .value = value};
-    return true;
-}
-
-bool qf_record_try(qf_shard_file *file, struct qf_record_id id, struct qf_record *out)
+bool qf_record_peek(qf_shard_file *file, struct qf_record_id id, struct qf_record *out)
 {
     qf_engine *engine = file->engine;
     struct qf_hash128 key = qf_record_key(file, id, 0);
@@ -530,10 +562,16 @@ bool qf_record_try(qf_shard_file *file, struct qf_record_id id, struct qf_record
         record_of_chunk(chunk, out);
         return true;
     }
-    if (id.number == QF_KEY_SEAL ||
-        !from_store(engine, key, qf_record_size(file, id), out))
+    return id.number != QF_KEY_SEAL &&
+           from_store(engine, key, qf_record_size(file, id), out);
+}
+
+bool qf_record_try(qf_shard_file *file, struct qf_record_id id, struct qf_record *out)
+{
+    if (!qf_record_peek(file, id, out))
         return false;
-    atomic_fetch_add(&engine->count.cache_hits, 1);
+    if (out->chunk == NULL)
+        atomic_fetch_add(&file->engine->count.cache_hits, 1);
     return true;
 }
 
@@ -552,6 +590,7 @@ static struct qf_chunk *claim(qf_shard_file *file, struct qf_record_id id, bool 
         chunk = chunk_new(file, id, key, CHUNK_ENCODING);
         if (chunk != NULL) {
             table_insert(table, chunk);
+            table->encoding_count++;
             *mine = true;
         }
     }
@@ -562,8 +601,10 @@ static struct qf_chunk *claim(qf_shard_file *file, struct qf_record_id id, bool 
 static int wait_for(qf_engine *engine, struct qf_chunk *chunk)
 {
     pthread_mutex_lock(&engine->chunks.lock);
+    engine->chunks.waiting_count++;
     while (chunk->state == CHUNK_ENCODING)
         pthread_cond_wait(&chunk->changed, &engine->chunks.lock);
+    engine->chunks.waiting_count--;
     int rc = chunk->rc;
     pthread_mutex_unlock(&engine->chunks.lock);
     return rc;

@@ -25,6 +25,7 @@
 #include "engine/engine.h"
 #include "engine/memory.h"
 #include "engine/prefetch.h"
+#include "engine/sealed.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -39,22 +40,29 @@ struct qf_chunk_table {
     struct qf_chunk *idle_tail;
     struct qf_chunk *queue_head; /* QUEUED, in the order in which they were asked for */
     struct qf_chunk *queue_tail;
-    uint64_t queued_size;  /* bytes that QUEUED entries will need */
-    uint64_t storing_size; /* bytes on their way to the store */
-    pthread_cond_t stored; /* storing_size has fallen */
+    uint64_t queued_size; /* bytes that QUEUED entries will need */
+    uint64_t queued_count;
+    uint64_t encoding_count; /* owned by somebody, until handed to the store */
+    uint64_t waiting_count;  /* readers that wait for an owner */
+    uint64_t storing_size;   /* bytes on their way to the store */
+    pthread_cond_t stored;   /* storing_size has fallen */
 };
 
 struct qf_engine_counters {
     _Atomic uint64_t chunks_encoded, chunks_prefetched, seals, source_bytes_read,
-        cache_hits, cache_misses, bytes_served, read_errors;
+        cache_hits, cache_misses, bytes_served, read_errors, shards_sealed,
+        sealed_reads, sealed_bytes, bytes_memory, bytes_cache, bytes_encoded,
+        bytes_source;
 };
 
 struct qf_engine {
     qf_backend *backend; /* borrowed */
     qf_store *store;     /* borrowed */
+    bool storing_first;  /* as in the options */
     qf_pool *pool;
     struct qf_memory memory;
     struct qf_chunk_table chunks;
+    struct qf_sealer sealer;
     struct qf_engine_counters count;
 };
 
@@ -63,10 +71,12 @@ struct qf_shard_file {
     const struct qf_layout *layout; /* borrowed until released */
     const qf_srcfile *src;          /* the same */
     struct qf_hash128 source;
+    uint64_t origin; /* what the store is told */
     void (*released)(void *owner);
     void *owner;
     _Atomic uint32_t refs; /* the opener and every piece of work in flight */
     struct qf_prefetch prefetch;
+    struct qf_sealed sealed;
 };
 
 /* A record in use: from the table or straight from the store. */
@@ -74,6 +84,7 @@ struct qf_record {
     const uint8_t *data;
     size_t size;
     struct qf_chunk *chunk;      /* or NULL: */
+    bool loaded;                 /* the chunk's bytes were found in the store */
     struct qf_store_value value; /* held */
 };
 
@@ -90,6 +101,8 @@ void qf_chunks_fini(qf_engine *engine);
 /* The record if it can be had without encoding or waiting; false: call qf_record_get.
  */
 bool qf_record_try(qf_shard_file *file, struct qf_record_id id, struct qf_record *out);
+/* The same, without counting it as a hit. */
+bool qf_record_peek(qf_shard_file *file, struct qf_record_id id, struct qf_record *out);
 /* The record, encoded by this thread or waited for if need be. */
 int qf_record_get(qf_shard_file *file, struct qf_record_id id,
                   struct qf_record *out) QF_MUST_CHECK;

@@ -3,7 +3,9 @@
 
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
+#include "base/path.h"
 #include "engine/chunk.h"
 
 int qf_engine_new(const struct qf_engine_options *options, qf_engine **out)
@@ -13,6 +15,7 @@ int qf_engine_new(const struct qf_engine_options *options, qf_engine **out)
         return -ENOMEM;
     engine->backend = options->backend;
     engine->store = options->store;
+    engine->storing_first = options->storing_first;
     uint64_t limit = options->memory_limit;
     if (limit == 0)
         limit = QF_ENGINE_MEMORY_DEFAULT;
@@ -24,8 +27,9 @@ int qf_engine_new(const struct qf_engine_options *options, qf_engine **out)
         free(engine);
         return rc;
     }
-    qf_memory_init(&engine->memory, limit);
+    qf_memory_init(&engine->memory, limit, engine->backend);
     qf_chunks_init(&engine->chunks);
+    qf_sealer_init(&engine->sealer);
     *out = engine;
     return 0;
 }
@@ -34,9 +38,12 @@ void qf_engine_free(qf_engine *engine)
 {
     if (engine == NULL)
         return;
+    /* First: it holds files, on which workers may be at work. */
+    qf_sealer_stop(&engine->sealer);
     qf_pool_free(engine->pool);
     qf_store_flush(engine->store);
     qf_chunks_fini(engine);
+    qf_sealer_fini(&engine->sealer);
     qf_memory_fini(&engine->memory);
     free(engine);
 }
@@ -47,7 +54,13 @@ void qf_engine_stats(const qf_engine *engine, struct qf_engine_stats *out)
     pthread_mutex_lock(&e->memory.lock);
     uint64_t used = e->memory.used, peak = e->memory.peak;
     pthread_mutex_unlock(&e->memory.lock);
+    pthread_mutex_lock(&e->chunks.lock);
     *out = (struct qf_engine_stats){
+        .backend_name = qf_backend_name(e->backend),
+        .chunks_queued = e->chunks.queued_count,
+        .chunks_encoding = e->chunks.encoding_count,
+        .readers_waiting = e->chunks.waiting_count,
+        .storing_bytes = e->chunks.storing_size,
         .chunks_encoded = atomic_load(&e->count.chunks_encoded),
         .chunks_prefetched = atomic_load(&e->count.chunks_prefetched),
         .seals = atomic_load(&e->count.seals),
@@ -55,10 +68,20 @@ void qf_engine_stats(const qf_engine *engine, struct qf_engine_stats *out)
         .cache_hits = atomic_load(&e->count.cache_hits),
         .cache_misses = atomic_load(&e->count.cache_misses),
         .bytes_served = atomic_load(&e->count.bytes_served),
+        .bytes_memory = atomic_load(&e->count.bytes_memory),
+        .bytes_cache = atomic_load(&e->count.bytes_cache),
+        .bytes_encoded = atomic_load(&e->count.bytes_encoded),
+        .bytes_source = atomic_load(&e->count.bytes_source),
         .read_errors = atomic_load(&e->count.read_errors),
+        .shards_sealed = atomic_load(&e->count.shards_sealed),
+        .sealed_reads = atomic_load(&e->count.sealed_reads),
+        .sealed_bytes = atomic_load(&e->count.sealed_bytes),
         .memory_used = used,
         .memory_peak = peak,
+        .memory_limit = e->memory.limit,
     };
+    pthread_mutex_unlock(&e->chunks.lock);
+    qf_backend_stats(e->backend, &out->backend);
 }
 
 void *qf_engine_buffer_get(qf_engine *engine, size_t size)
@@ -83,8 +106,31 @@ struct qf_hash128 qf_source_id(const struct qf_ident *ident,
     return qf_hash128(&id, sizeof id);
 }
 
+#define SHA256_DIGITS 64
+
+bool qf_source_id_of_blob(const char *path, uint64_t size,
+                          struct qf_hash128 header_hash, struct qf_hash128 *out)
+{
+    static const char blobs[] = "blobs/";
+    const char *name = qf_path_name(path);
+    size_t before = (size_t)(name - path);
+    if (strlen(name) != SHA256_DIGITS ||
+        strspn(name, "0123456789abcdef") != SHA256_DIGITS || before < strlen(blobs) ||
+        memcmp(name - strlen(blobs), blobs, strlen(blobs)) != 0 ||
+        (before > strlen(blobs) && name[-(ptrdiff_t)strlen(blobs) - 1] != '/'))
+        return false;
+    struct {
+        char sha256[SHA256_DIGITS];
+        uint64_t size;
+        struct qf_hash128 header;
+    } id = {.size = size, .header = header_hash};
+    memcpy(id.sha256, name, SHA256_DIGITS);
+    *out = qf_hash128(&id, sizeof id);
+    return true;
+}
+
 int qf_shard_file_open(qf_engine *engine, const struct qf_layout *layout,
-                       const qf_srcfile *src, struct qf_hash128 source,
+                       const qf_srcfile *src, struct qf_hash128 source, uint64_t origin,
                        void (*released)(void *owner), void *owner, qf_shard_file **out)
 {
     qf_shard_file *file = calloc(1, sizeof *file);
@@ -94,10 +140,17 @@ int qf_shard_file_open(qf_engine *engine, const struct qf_layout *layout,
     file->layout = layout;
     file->src = src;
     file->source = source;
+    file->origin = origin;
     file->released = released;
     file->owner = owner;
     atomic_store(&file->refs, 1);
     qf_prefetch_init(&file->prefetch);
+    int rc = qf_sealed_init(file);
+    if (rc != 0) {
+        qf_prefetch_fini(&file->prefetch);
+        free(file);
+        return rc;
+    }
     *out = file;
     return 0;
 }
@@ -111,7 +164,7 @@ void qf_shard_file_unref(qf_shard_file *file)
 {
     uint32_t refs = atomic_fetch_sub(&file->refs, 1);
     assert(refs > 0);
-    if (refs != 1)
+    if (refs != 1 || qf_sealed_end(file))
         return;
     qf_prefetch_fini(&file->prefetch);
     file->released(file->owner);

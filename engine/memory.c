@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Records are at most about a megabyte and most of them of one size, so free lists by
  * multiples of 16 KiB hold them with little waste; what is larger (a big tensor's seal)
- * goes to the system each time. Idle buffers are bounded. */
+ * goes to the system each time. Idle buffers are bounded.
+ *
+ * Records for a backend that writes them by itself lie in slabs (slabs.h) as long as
+ * the limit has room for slabs; both kinds count the same. */
 #include "engine/memory.h"
 
 #include <assert.h>
@@ -24,10 +27,11 @@ static size_t rounded(size_t size)
     return (class_of(size) + 1) * CLASS_STEP;
 }
 
-void qf_memory_init(struct qf_memory *memory, uint64_t limit)
+void qf_memory_init(struct qf_memory *memory, uint64_t limit, qf_backend *backend)
 {
     *memory = (struct qf_memory){.limit = limit};
     pthread_mutex_init(&memory->lock, NULL);
+    qf_slabs_init(&memory->slabs, backend, limit);
 }
 
 void qf_memory_fini(struct qf_memory *memory)
@@ -41,7 +45,15 @@ void qf_memory_fini(struct qf_memory *memory)
             block = next;
         }
     }
+    qf_slabs_fini(&memory->slabs);
     pthread_mutex_destroy(&memory->lock);
+}
+
+static void count_in(struct qf_memory *memory, size_t bytes)
+{
+    memory->used += bytes;
+    if (memory->used > memory->peak)
+        memory->peak = memory->used;
 }
 
 void *qf_memory_get(struct qf_memory *memory, size_t size)
@@ -49,9 +61,7 @@ void *qf_memory_get(struct qf_memory *memory, size_t size)
     size_t class = class_of(size);
     size_t bytes = rounded(size);
     pthread_mutex_lock(&memory->lock);
-    memory->used += bytes;
-    if (memory->used > memory->peak)
-        memory->peak = memory->used;
+    count_in(memory, bytes);
     struct qf_memory_block *block = NULL;
     if (class < QF_MEMORY_CLASSES && memory->free[class] != NULL) {
         block = memory->free[class];
@@ -70,16 +80,28 @@ void *qf_memory_get(struct qf_memory *memory, size_t size)
     return data;
 }
 
+void *qf_memory_get_record(struct qf_memory *memory, size_t size)
+{
+    void *data = qf_slabs_get(&memory->slabs, size);
+    if (data == NULL)
+        return qf_memory_get(memory, size);
+    pthread_mutex_lock(&memory->lock);
+    count_in(memory, rounded(size));
+    pthread_mutex_unlock(&memory->lock);
+    return data;
+}
+
 void qf_memory_put(struct qf_memory *memory, void *data, size_t size)
 {
     if (data == NULL)
         return;
     size_t class = class_of(size);
     size_t bytes = rounded(size);
+    bool in_slab = qf_slabs_put(&memory->slabs, data, size);
     pthread_mutex_lock(&memory->lock);
     assert(memory->used >= bytes);
     memory->used -= bytes;
-    if (class < QF_MEMORY_CLASSES && memory->idle + bytes <= IDLE_MAX) {
+    if (!in_slab && class < QF_MEMORY_CLASSES && memory->idle + bytes <= IDLE_MAX) {
         struct qf_memory_block *block = data;
         block->next = memory->free[class];
         memory->free[class] = block;
@@ -87,7 +109,8 @@ void qf_memory_put(struct qf_memory *memory, void *data, size_t size)
         data = NULL;
     }
     pthread_mutex_unlock(&memory->lock);
-    free(data);
+    if (!in_slab)
+        free(data);
 }
 
 uint64_t qf_memory_cost(size_t size)

@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "engine/slabs.h"
+
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -22,15 +24,20 @@ struct qf_memory {
     uint64_t peak;
     uint64_t idle; /* bytes in free lists */
     struct qf_memory_block *free[QF_MEMORY_CLASSES];
+    struct qf_slabs slabs; /* records, for a backend that wants them pinned */
 };
 
-void qf_memory_init(struct qf_memory *memory, uint64_t limit);
+/* backend (borrowed, until qf_memory_fini) may be NULL. */
+void qf_memory_init(struct qf_memory *memory, uint64_t limit, qf_backend *backend);
 /* Everything must have been returned. */
 void qf_memory_fini(struct qf_memory *memory);
 /* 64-byte aligned; NULL when the system has no more. Does not refuse at the limit: who
  * must not pass it asks qf_memory_room first. */
 void *qf_memory_get(struct qf_memory *memory, size_t size);
-/* `size` as it was asked for. */
+/* The same, for records that the backend will fill: in memory that it was told of
+ * (qf_backend_pin) if it wants that and such memory is to be had. */
+void *qf_memory_get_record(struct qf_memory *memory, size_t size);
+/* `size` as it was asked for; of either kind. */
 void qf_memory_put(struct qf_memory *memory, void *data, size_t size);
 /* Bytes left until `percent` of the limit is in use, and bytes in use beyond that. */
 uint64_t qf_memory_room(struct qf_memory *memory, unsigned percent);

@@ -12,6 +12,9 @@
 #define WINDOW_MAX   (UINT64_C(8) << 20)
 /* For a backend that likes many jobs at a time: two such batches. */
 #define WINDOW_MAX_BATCH (UINT64_C(32) << 20)
+/* A stream's window is at most this part of the memory: records that were encoded ahead
+ * must not push each other out before they are read. */
+#define WINDOW_SHARE 16
 /* The kernel's asynchronous requests of one stream overtake each other by this much. */
 #define SLACK (UINT64_C(2) << 20)
 
@@ -47,7 +50,7 @@ static struct qf_stream *oldest_stream(struct qf_prefetch *prefetch)
 
 /* Updates the streams; [*from, *to) is what to queue. */
 static void plan_ahead(struct qf_prefetch *prefetch, uint64_t off, uint64_t size,
-                       uint64_t window_max, uint64_t *from, uint64_t *to)
+                       uint64_t window_most, uint64_t *from, uint64_t *to)
 {
     uint64_t end = off + size;
     pthread_mutex_lock(&prefetch->lock);
@@ -58,8 +61,8 @@ static void plan_ahead(struct qf_prefetch *prefetch, uint64_t off, uint64_t size
     } else if (end > s->next) {
         s->next = end;
         s->window = s->window == 0 ? WINDOW_FIRST : s->window * 2;
-        if (s->window > window_max)
-            s->window = window_max;
+        if (s->window > window_most)
+            s->window = window_most;
     }
     s->used = ++prefetch->clock;
     *from = s->ahead > off ? s->ahead : off;
@@ -87,13 +90,19 @@ static bool queue_part(qf_shard_file *file, const struct qf_span *span, uint64_t
     return true;
 }
 
+static uint64_t window_max(const qf_engine *engine)
+{
+    uint64_t share = engine->memory.limit / WINDOW_SHARE;
+    uint64_t most =
+        qf_backend_batch(engine->backend) > 1 ? WINDOW_MAX_BATCH : WINDOW_MAX;
+    return most < share ? most : share;
+}
+
 void qf_prefetch_note(qf_shard_file *file, uint64_t off, uint64_t size)
 {
     const struct qf_layout *layout = file->layout;
     uint64_t from, to;
-    bool batches = qf_backend_batch(file->engine->backend) > 1;
-    plan_ahead(&file->prefetch, off, size, batches ? WINDOW_MAX_BATCH : WINDOW_MAX,
-               &from, &to);
+    plan_ahead(&file->prefetch, off, size, window_max(file->engine), &from, &to);
     if (to > layout->file_size)
         to = layout->file_size;
     if (from >= to)

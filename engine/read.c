@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "engine/chunk.h"
+#include "engine/seal.h"
 #include "quant/kernels.h"
 
 /* Smaller slices are copied: few values are held in the store at a time. */
@@ -34,6 +35,9 @@ struct qf_read {
     uint8_t *
         buffer; /* `capacity` bytes; every byte has its place: its offset in the read */
     size_t capacity;
+    bool stored_only; /* what would have to be encoded is -ENOENT */
+    /* Bytes by where they were; the rest comes from memory. */
+    size_t from_cache, from_encoded, from_source;
     size_t size; /* bytes so far */
     size_t piece_count;
     size_t hold_count;
@@ -99,17 +103,46 @@ static void settle(struct qf_read *read)
     read->hold_count = kept;
 }
 
+/* A slice of what is there, or -ENOENT. Seal records are in the store in pieces. */
+static int append_stored(struct qf_read *read, struct qf_record_id id, size_t off,
+                         size_t size)
+{
+    struct qf_record record;
+    if (qf_record_peek(read->file, id, &record)) {
+        append_record(read, &record, off, size);
+        return 0;
+    }
+    if (id.number != QF_KEY_SEAL)
+        return -ENOENT;
+    size_t seal_size = qf_record_size(read->file, id);
+    uint8_t *seal = qf_memory_get(&read->engine->memory, seal_size);
+    if (seal == NULL)
+        return -ENOMEM;
+    int rc = qf_seal_peek(read->file, id.tensor, seal) ? 0 : -ENOENT;
+    if (rc == 0)
+        append_copy(read, seal + off, size);
+    qf_memory_put(&read->engine->memory, seal, seal_size);
+    return rc;
+}
+
 static int append_from_record(struct qf_read *read, struct qf_record_id id, size_t off,
                               size_t size)
 {
     struct qf_record record;
-    if (!qf_record_try(read->file, id, &record)) {
+    if (read->stored_only)
+        return append_stored(read, id, off, size);
+    bool there = qf_record_try(read->file, id, &record);
+    if (!there) {
         settle(read);
         int rc = qf_record_get(read->file, id, &record);
         if (rc != 0)
             return rc;
     }
     assert(off + size <= record.size);
+    if (record.chunk == NULL || (!there && record.loaded))
+        read->from_cache += size;
+    else if (!there)
+        read->from_encoded += size;
     append_record(read, &record, off, size);
     return 0;
 }
@@ -230,8 +263,10 @@ static int append_span(struct qf_read *read, const struct qf_span *span, uint64_
         append_copy(read, read->file->layout->header + off, size);
         return 0;
     case QF_SPAN_COPY:
+        read->from_source += size;
         return append_source(read, span, off, size);
     case QF_SPAN_CAST:
+        read->from_source += size;
         return append_cast(read, span, off, size);
     case QF_SPAN_PART:
         return append_part(read, span, off, size);
@@ -256,7 +291,8 @@ static int fill(struct qf_read *read, uint64_t off, size_t size)
     return qf_srcfile_check(read->file->src);
 }
 
-int qf_engine_read(qf_shard_file *file, uint64_t off, size_t size, struct qf_read **out)
+static int read_new(qf_shard_file *file, uint64_t off, size_t size,
+                    struct qf_read **out)
 {
     qf_engine *engine = file->engine;
     uint64_t file_size = file->layout->file_size;
@@ -272,25 +308,83 @@ int qf_engine_read(qf_shard_file *file, uint64_t off, size_t size, struct qf_rea
     read->engine = engine;
     read->file = file;
     read->capacity = size;
+    read->stored_only = false;
     read->size = read->piece_count = read->hold_count = 0;
+    read->from_cache = read->from_encoded = read->from_source = 0;
     read->buffer = qf_memory_get(&engine->memory, size);
     if (read->buffer == NULL) {
         free(read);
         return -ENOMEM;
     }
-    int rc = 0;
-    if (size > 0) {
-        qf_prefetch_note(file, off, size);
-        rc = fill(read, off, size);
+    *out = read;
+    return 0;
+}
+
+static void count(_Atomic uint64_t *counter, size_t bytes)
+{
+    if (bytes != 0)
+        atomic_fetch_add_explicit(counter, bytes, memory_order_relaxed);
+}
+
+static void count_served(const struct qf_read *read)
+{
+    struct qf_engine_counters *to = &read->engine->count;
+    size_t elsewhere = read->from_cache + read->from_encoded + read->from_source;
+    count(&to->bytes_cache, read->from_cache);
+    count(&to->bytes_encoded, read->from_encoded);
+    count(&to->bytes_source, read->from_source);
+    count(&to->bytes_memory, read->size - elsewhere);
+}
+
+/* From the sealed file, or else from records. */
+static int serve(struct qf_read *read, uint64_t off)
+{
+    size_t size = read->capacity;
+    if (qf_sealed_read(read->file, read->buffer, size, off)) {
+        append_space(read, size);
+        return qf_srcfile_check(read->file->src);
     }
+    atomic_store(&read->file->sealed.was_read, true);
+    qf_prefetch_note(read->file, off, size);
+    int rc = fill(read, off, size);
+    if (rc == 0)
+        count_served(read);
+    return rc;
+}
+
+int qf_engine_read(qf_shard_file *file, uint64_t off, size_t size, struct qf_read **out)
+{
+    struct qf_read *read;
+    int rc = read_new(file, off, size, &read);
+    if (rc != 0)
+        return rc;
+    if (read->capacity > 0)
+        rc = serve(read, off);
     if (rc != 0) {
-        atomic_fetch_add(&engine->count.read_errors, 1);
+        atomic_fetch_add(&file->engine->count.read_errors, 1);
         qf_read_release(read);
         return rc;
     }
-    atomic_fetch_add(&engine->count.bytes_served, size);
+    atomic_fetch_add(&file->engine->count.bytes_served, read->size);
     *out = read;
     return 0;
+}
+
+int qf_engine_read_stored(qf_shard_file *file, uint64_t off, size_t size,
+                          struct qf_read **out)
+{
+    struct qf_read *read;
+    int rc = read_new(file, off, size, &read);
+    if (rc != 0)
+        return rc;
+    read->stored_only = true;
+    if (read->capacity > 0)
+        rc = fill(read, off, read->capacity);
+    if (rc != 0)
+        qf_read_release(read);
+    else
+        *out = read;
+    return rc;
 }
 
 const struct iovec *qf_read_pieces(const struct qf_read *read, size_t *count)

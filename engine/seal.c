@@ -23,7 +23,13 @@ static size_t piece_size(size_t size, size_t off)
     return size - off < PIECE_SIZE ? size - off : PIECE_SIZE;
 }
 
-bool qf_seal_load(qf_shard_file *file, uint32_t tensor, void *out)
+uint64_t qf_seal_pieces(const qf_shard_file *file, uint32_t tensor)
+{
+    size_t size = qf_record_size(file, (struct qf_record_id){tensor, QF_KEY_SEAL});
+    return (size + PIECE_SIZE - 1) / PIECE_SIZE;
+}
+
+bool qf_seal_peek(qf_shard_file *file, uint32_t tensor, void *out)
 {
     qf_engine *engine = file->engine;
     struct qf_record_id id = {tensor, QF_KEY_SEAL};
@@ -36,12 +42,18 @@ bool qf_seal_load(qf_shard_file *file, uint32_t tensor, void *out)
         if (!found)
             break;
         found = value.size == piece_size(size, off);
-        if (found)
+        if (found && out != NULL)
             memcpy((char *)out + off, value.data, value.size);
         qf_store_release(engine->store, &value);
     }
-    atomic_fetch_add(found ? &engine->count.cache_hits : &engine->count.cache_misses,
-                     1);
+    return found;
+}
+
+bool qf_seal_load(qf_shard_file *file, uint32_t tensor, void *out)
+{
+    struct qf_engine_counters *count = &file->engine->count;
+    bool found = qf_seal_peek(file, tensor, out);
+    atomic_fetch_add(found ? &count->cache_hits : &count->cache_misses, 1);
     return found;
 }
 
@@ -114,11 +126,10 @@ void qf_seal_store(qf_shard_file *file, uint32_t tensor, const void *data,
         done(arg);
         return;
     }
-    *pieces = (struct pieces){.left = (size + PIECE_SIZE - 1) / PIECE_SIZE,
-                              .done = done,
-                              .arg = arg};
+    *pieces =
+        (struct pieces){.left = qf_seal_pieces(file, tensor), .done = done, .arg = arg};
     for (size_t off = 0; off < size; off += PIECE_SIZE)
         qf_store_put(file->engine->store, qf_record_key(file, id, off / PIECE_SIZE),
-                     (const char *)data + off, piece_size(size, off), piece_done,
-                     pieces);
+                     file->origin, (const char *)data + off, piece_size(size, off),
+                     piece_done, pieces);
 }

@@ -10,6 +10,10 @@
 extern "C" {
 #endif
 
+/* Pieces that the store keeps it in. */
+uint64_t qf_seal_pieces(const qf_shard_file *file, uint32_t tensor);
+/* Whether the store has it; copies it to `out` unless that is NULL. Counts nothing. */
+bool qf_seal_peek(qf_shard_file *file, uint32_t tensor, void *out);
 /* Fills `out` (qf_plan_seal_size bytes) from the store. False: it is not all there. */
 bool qf_seal_load(qf_shard_file *file, uint32_t tensor, void *out);
 /* Computes it from the tensor's chunk records, encoding those that are missing. */

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/hash.h"
 #include "base/log.h"
 
@@ -50,13 +51,6 @@ struct qf_catalog {
     uint64_t weight;
     _Atomic uint64_t models_loaded, header_bytes_read;
 };
-
-static int64_t now_ms(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC_COARSE, &now);
-    return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
-}
 
 /* ---- snapshots ---- */
 
@@ -213,9 +207,10 @@ static void entry_put(qf_catalog *catalog, struct entry *entry, uint64_t weight)
 /* With the entry's lock held. */
 static int refresh(qf_catalog *catalog, struct entry *entry, bool force)
 {
-    int64_t now = now_ms();
+    int64_t now = qf_clock_ms();
     if (entry->snapshot != NULL) {
-        if (!force && now - entry->checked_ms < QF_CATALOG_FRESH_MS)
+        if (!force && now >= entry->checked_ms &&
+            now - entry->checked_ms < QF_CATALOG_FRESH_MS)
             return 0;
         if (qf_model_check(catalog->root, entry->path, entry->snapshot->model) == 0) {
             entry->checked_ms = now;
@@ -240,7 +235,8 @@ static int variant_of(qf_catalog *catalog, qf_snapshot *snapshot, const char *pa
             snapshot->variants[view] = variant;
             atomic_fetch_add(&snapshot->weight,
                              4 * header_bytes(snapshot->model) + 4096);
-            if (snapshot->model->reason[0] == '\0' && variant->reason[0] != '\0')
+            if (snapshot->model->kind != QF_MODEL_NONE &&
+                snapshot->model->reason[0] == '\0' && variant->reason[0] != '\0')
                 qf_log(QF_LOG_INFO, "%s/%s: passed through as it is: %s",
                        catalog->views[view].name, path, variant->reason);
         }

@@ -18,6 +18,7 @@
 #include "base/log.h"
 #include "base/pool.h"
 #include "fs/fuse_ll.h"
+#include "fs/fuse_wire.h"
 
 /* A reader may wait for an encode in one of these; others go on. */
 #define SERVE_THREADS_MIN 8u
@@ -99,6 +100,13 @@ static bool find_mount(const char *mountpoint, struct mount_line *out)
     return found;
 }
 
+const char *qf_daemon_libfuse_version(void)
+{
+    static char text[64];
+    snprintf(text, sizeof text, "libfuse %s", fuse_pkgversion());
+    return text;
+}
+
 int qf_daemon_check_mountpoint(const char *mountpoint, const char *store_path,
                                struct qf_err *err)
 {
@@ -165,17 +173,45 @@ static int new_session(qf_daemon *daemon, char *words, struct qf_err *err)
     return 0;
 }
 
+static int open_backing(void *arg, int fd)
+{
+    const qf_daemon *daemon = arg;
+    return qf_wire_backing_open(fuse_session_fd(daemon->session), fd);
+}
+
+static void close_backing(void *arg, int id)
+{
+    const qf_daemon *daemon = arg;
+    qf_wire_backing_close(fuse_session_fd(daemon->session), id);
+}
+
+/* libfuse has mounted; only its reading and writing is replaced. A libfuse that has
+ * talked to the kernel before this (a synchronous INIT) leaves passthrough off. */
+static void hook_io(qf_daemon *daemon)
+{
+    qf_passthrough *passthrough = daemon->context.passthrough;
+    if (!qf_passthrough_wanted(passthrough))
+        return;
+    daemon->context.device = (struct qf_passthrough_device){.open = open_backing,
+                                                            .close = close_backing,
+                                                            .arg = daemon};
+    if (fuse_session_custom_io(daemon->session, qf_fuse_io(),
+                               fuse_session_fd(daemon->session)) != 0)
+        qf_passthrough_off(passthrough, "libfuse takes no reader of ours");
+}
+
 int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
-                    const char *store_path, const char *mountpoint, qf_daemon **out,
-                    struct qf_err *err)
+                    qf_passthrough *passthrough, const char *store_path,
+                    const char *mountpoint, qf_daemon **out, struct qf_err *err)
 {
     qf_daemon *daemon = calloc(1, sizeof *daemon);
     char *words = mount_words(options, store_path);
     int rc = -ENOMEM;
     if (daemon == NULL || words == NULL)
         goto out;
-    daemon->context =
-        (struct qf_fuse_context){.tree = tree, .attr_ttl_s = options->attr_ttl_s};
+    daemon->context = (struct qf_fuse_context){.tree = tree,
+                                               .attr_ttl_s = options->attr_ttl_s,
+                                               .passthrough = passthrough};
     daemon->read_ahead_kb = options->read_ahead_kb;
     daemon->mountpoint = realpath(mountpoint, NULL);
     if (daemon->mountpoint == NULL) {
@@ -194,6 +230,7 @@ int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
         goto out;
     }
     daemon->mounted = true;
+    hook_io(daemon);
     daemon->signals = fuse_set_signal_handlers(daemon->session) == 0;
 out:
     atomic_store(&catching, false);

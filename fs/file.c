@@ -9,7 +9,7 @@
 #include "fs/status.h"
 #include "fs/tree_private.h"
 
-enum file_kind { FILE_TEXT, FILE_STATUS, FILE_SOURCE, FILE_SHARD };
+enum file_kind { FILE_TEXT, FILE_CONTROL, FILE_SOURCE, FILE_SHARD };
 
 /* What a view shard lives on; released by the engine when its last work has ended. */
 struct shard_owner {
@@ -23,8 +23,9 @@ struct qf_file {
     atomic_uint refs; /* the handle and each read that is not done: a reply reaches the
                          reader, who may close, before the call that sent it returns */
     enum file_kind kind;
+    uint64_t generation;
     qf_engine *engine;
-    /* TEXT (borrowed from the snapshot), STATUS (owned) */
+    /* TEXT (borrowed from the snapshot), CONTROL (owned) */
     const char *text;
     size_t text_size;
     char *owned_text;
@@ -41,11 +42,14 @@ static void release_shard(void *arg)
     free(owner);
 }
 
-static int open_status(qf_tree *tree, qf_file *file)
+static int open_control(qf_tree *tree, const char *name, qf_file *file)
 {
     struct qf_buf text = {0};
-    qf_status_text(&tree->options, tree->catalog, &text);
-    file->kind = FILE_STATUS;
+    if (qf_control_find(name) == QF_CONTROL_METRICS)
+        qf_metrics_text(tree->metrics, &tree->options, tree->catalog, &text);
+    else
+        qf_status_text(&tree->options, tree->catalog, &text);
+    file->kind = FILE_CONTROL;
     file->owned_text = qf_buf_take(&text, &file->text_size);
     file->text = file->owned_text;
     return file->text != NULL ? 0 : -ENOMEM;
@@ -67,19 +71,35 @@ static int open_source(qf_tree *tree, const char *path, const struct qf_ident *k
     return 0;
 }
 
-static int open_shard(qf_tree *tree, const char *path, struct qf_target *target,
-                      qf_file *file)
+/* Of the directory in which the shard lies, as the user has named it. */
+static uint64_t origin_of(const qf_tree *tree, const struct qf_place *place)
+{
+    if (tree->options.store == NULL)
+        return 0;
+    size_t size = (size_t)(qf_path_name(place->path) - place->path);
+    char *model = strndup(place->path, size > 0 ? size - 1 : 0);
+    uint64_t origin = model == NULL
+                          ? 0
+                          : qf_store_origin(tree->options.store,
+                                            qf_tree_place_name(tree, place->view),
+                                            qf_root_path(tree->options.root), model);
+    free(model);
+    return origin;
+}
+
+static int open_shard(qf_tree *tree, const struct qf_place *place,
+                      struct qf_target *target, qf_file *file)
 {
     const struct qf_model_shard *source = target->file->source;
     struct shard_owner *owner = calloc(1, sizeof *owner);
     if (owner == NULL)
         return -ENOMEM;
-    int rc = open_source(tree, path, &source->ident, &owner->src);
+    struct qf_hash128 id = qf_target_source_id(target);
+    int rc = open_source(tree, place->path, &source->ident, &owner->src);
     if (rc == 0)
         rc = qf_shard_file_open(tree->options.engine, target->file->layout, owner->src,
-                                qf_source_id(&source->ident,
-                                             source->header->header_hash),
-                                release_shard, owner, &file->shard);
+                                id, origin_of(tree, place), release_shard, owner,
+                                &file->shard);
     if (rc != 0) {
         qf_srcfile_close(owner->src);
         free(owner);
@@ -97,13 +117,13 @@ static int open_target(qf_tree *tree, const struct qf_place *place,
     if (S_ISDIR(target->entry.st.st_mode))
         return -EISDIR;
     if (place->view == QF_PLACE_CONTROL)
-        return open_status(tree, file);
+        return open_control(tree, place->path, file);
     if (target->file == NULL) {
         file->kind = FILE_SOURCE;
         return open_source(tree, place->path, &target->source, &file->src);
     }
     if (target->file->kind == QF_VARIANT_SHARD)
-        return open_shard(tree, place->path, target, file);
+        return open_shard(tree, place, target, file);
     file->kind = FILE_TEXT;
     file->text = target->file->text;
     file->text_size = target->file->size;
@@ -136,10 +156,10 @@ int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out)
     rc = qf_tree_resolve(tree, &place, true, &target);
     if (rc != 0)
         goto out;
-    if (generation != 0 && generation != target.entry.generation)
-        rc = -ESTALE;
-    else
+    rc = qf_tree_check_generation(tree, id, generation, target.entry.generation);
+    if (rc == 0)
         rc = open_target(tree, &place, &target, file);
+    file->generation = target.entry.generation;
 out:
     qf_target_fini(&target);
     free(place.path);
@@ -148,6 +168,7 @@ out:
         return rc;
     }
     qf_tree_add_handle(tree, &file->handle, close_handle);
+    qf_metrics_opened(tree->metrics, 1);
     *out = file;
     return 0;
 }
@@ -157,6 +178,7 @@ void qf_file_close(qf_file *file)
     if (file == NULL || atomic_fetch_sub(&file->refs, 1) != 1)
         return;
     qf_tree_remove_handle(file->tree, &file->handle);
+    qf_metrics_opened(file->tree->metrics, -1);
     if (file->shard != NULL)
         qf_shard_file_close(file->shard);
     qf_srcfile_close(file->src);
@@ -167,7 +189,16 @@ void qf_file_close(qf_file *file)
 
 bool qf_file_is_dynamic(const qf_file *file)
 {
-    return file->kind == FILE_STATUS;
+    return file->kind == FILE_CONTROL;
+}
+
+bool qf_file_sealed(const qf_file *file, uint64_t *generation, int *fd)
+{
+    if (file->kind != FILE_SHARD)
+        return false;
+    *generation = file->generation;
+    *fd = qf_shard_file_sealed_fd(file->shard);
+    return true;
 }
 
 /* ---- reading ---- */
@@ -186,6 +217,7 @@ static int read_text(const qf_file *file, uint64_t off, size_t size,
     size_t start = off < file->text_size ? (size_t)off : file->text_size;
     size_t left = file->text_size - start;
     one_piece(out, (void *)(file->text + start), size < left ? size : left);
+    qf_metrics_served_text(file->tree->metrics, out->size);
     return 0;
 }
 
@@ -211,6 +243,7 @@ static int read_source(const qf_file *file, uint64_t off, size_t size,
         return rc;
     }
     one_piece(out, out->buffer, size);
+    qf_metrics_served_source(file->tree->metrics, size);
     return 0;
 }
 
@@ -219,7 +252,7 @@ int qf_file_read(qf_file *file, uint64_t off, size_t size, struct qf_file_read *
     *out = (struct qf_file_read){0};
     switch (file->kind) {
     case FILE_TEXT:
-    case FILE_STATUS:
+    case FILE_CONTROL:
         atomic_fetch_add(&file->refs, 1);
         out->file = file;
         return read_text(file, off, size, out);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Open files. A file is one of four kinds: text (config.json, an index, the status
- * file), a source file passed through, or a view shard. */
+/* Open files. A file is one of four kinds: text (config.json, an index, the files
+ * of the control directory), a source file passed through, or a view shard. */
 #ifndef QF_FS_FILE_H
 #define QF_FS_FILE_H
 
@@ -24,6 +24,9 @@ int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out) QF_MUST_CHECK;
 void qf_file_close(qf_file *file);
 /* Contents that change from open to open and have no size before they are read. */
 bool qf_file_is_dynamic(const qf_file *file);
+/* For a view shard (false: it is none): which version of the inode it is, and its
+ * sealed file (-1: none), borrowed from `file`. */
+bool qf_file_sealed(const qf_file *file, uint64_t *generation, int *fd);
 
 /* Bytes read, valid until qf_file_read_done. */
 struct qf_file_read {

@@ -2,7 +2,11 @@
 /* Exactly one reply on every path, and the one place where our errors become the
  * kernel's. Contents never change under a (node id, generation) pair, so pages are kept
  * across opens (FOPEN_KEEP_CACHE) and names may be trusted for long: an open that finds
- * other contents answers ESTALE, upon which the kernel looks the name up again. */
+ * other contents answers ESTALE, upon which the kernel looks the name up again.
+ *
+ * Passthrough: libfuse sends a reply in the thread that made it, so what is to be put
+ * into the next reply waits in that thread. It reads requests and calls us in the same
+ * thread, too; so one place sees every request and every reply, and counts them. */
 #define FUSE_USE_VERSION 314
 #include "fs/fuse_ll.h"
 
@@ -10,12 +14,24 @@
 #include <fuse_lowlevel.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/limits.h"
 #include "base/log.h"
 #include "fs/file.h"
+#include "fs/fuse_wire.h"
+#include "fs/xattr.h"
 
 #define MAX_BACKGROUND 64
+
+/* The request that this thread is at. */
+static _Thread_local struct qf_metrics_request request = {.kind = QF_METRICS_NONE};
+
+/* What this thread's next reply is to become. */
+static _Thread_local struct {
+    bool init;   /* it answers INIT, and the kernel offers passthrough */
+    int backing; /* not 0: it answers OPEN, with this backing file */
+} next_reply;
 
 static struct qf_fuse_context *context_of(fuse_req_t req)
 {
@@ -107,6 +123,26 @@ static void ll_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
         fuse_reply_attr(req, &entry.st, context_of(req)->attr_ttl_s);
 }
 
+/* The open of a view shard is counted, whatever becomes of it. */
+static int count_open(fuse_req_t req, fuse_ino_t ino, const qf_file *file)
+{
+    qf_passthrough *passthrough = context_of(req)->passthrough;
+    uint64_t generation;
+    int fd;
+    if (passthrough == NULL || !qf_file_sealed(file, &generation, &fd))
+        return 0;
+    return qf_passthrough_open(passthrough, ino, generation, fd);
+}
+
+static void count_release(fuse_req_t req, fuse_ino_t ino, const qf_file *file)
+{
+    qf_passthrough *passthrough = context_of(req)->passthrough;
+    uint64_t generation;
+    int fd;
+    if (passthrough != NULL && qf_file_sealed(file, &generation, &fd))
+        qf_passthrough_release(passthrough, ino, generation);
+}
+
 static void ll_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     if ((fi->flags & O_ACCMODE) != O_RDONLY) {
@@ -119,17 +155,29 @@ static void ll_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
         reply_error(req, rc);
         return;
     }
+    int backing = count_open(req, ino, file);
+    if (backing < 0) {
+        qf_file_close(file);
+        reply_error(req, backing);
+        return;
+    }
     fi->fh = (uint64_t)(uintptr_t)file;
     fi->direct_io = qf_file_is_dynamic(file);
-    fi->keep_cache = !fi->direct_io;
-    if (fuse_reply_open(req, fi) != 0)
+    fi->keep_cache = !fi->direct_io && backing == 0;
+    next_reply.backing = backing;
+    rc = fuse_reply_open(req, fi);
+    next_reply.backing = 0;
+    if (rc != 0) {
+        count_release(req, ino, file);
         qf_file_close(file);
+    }
 }
 
 static void ll_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    (void)ino;
-    qf_file_close((qf_file *)(uintptr_t)fi->fh);
+    qf_file *file = (qf_file *)(uintptr_t)fi->fh;
+    count_release(req, ino, file);
+    qf_file_close(file);
     fuse_reply_err(req, 0);
 }
 
@@ -252,6 +300,48 @@ static void ll_statfs(fuse_req_t req, fuse_ino_t ino)
         fuse_reply_statfs(req, &st);
 }
 
+/* size 0: only the size is asked for. Takes the buffer over. */
+static void reply_xattr(fuse_req_t req, int rc, struct qf_buf *value, size_t size)
+{
+    if (rc != 0)
+        reply_error(req, rc);
+    else if (size == 0)
+        fuse_reply_xattr(req, value->size);
+    else if (size < value->size)
+        reply_error(req, -ERANGE);
+    else
+        fuse_reply_buf(req, value->data, value->size);
+    qf_buf_fini(value);
+}
+
+static void ll_getxattr(fuse_req_t req, fuse_ino_t ino, const char *name, size_t size)
+{
+    struct qf_buf value = {0};
+    int rc = qf_xattr_get(tree_of(req), ino, name, &value);
+    reply_xattr(req, rc, &value, size);
+}
+
+static void ll_listxattr(fuse_req_t req, fuse_ino_t ino, size_t size)
+{
+    struct qf_buf list = {0};
+    int rc = qf_xattr_list(tree_of(req), ino, &list);
+    reply_xattr(req, rc, &list, size);
+}
+
+/* The mount is read-only: the kernel asks for neither, but an NFS server's might. */
+static void ll_setxattr(fuse_req_t req, fuse_ino_t ino, const char *name,
+                        const char *value, size_t size, int flags)
+{
+    (void)ino, (void)name, (void)value, (void)size, (void)flags;
+    reply_error(req, -EROFS);
+}
+
+static void ll_removexattr(fuse_req_t req, fuse_ino_t ino, const char *name)
+{
+    (void)ino, (void)name;
+    reply_error(req, -EROFS);
+}
+
 const struct fuse_lowlevel_ops *qf_fuse_ops(void)
 {
     static const struct fuse_lowlevel_ops ops = {
@@ -268,6 +358,61 @@ const struct fuse_lowlevel_ops *qf_fuse_ops(void)
         .readdir = ll_readdir,
         .readdirplus = ll_readdirplus,
         .statfs = ll_statfs,
+        .getxattr = ll_getxattr,
+        .listxattr = ll_listxattr,
+        .setxattr = ll_setxattr,
+        .removexattr = ll_removexattr,
     };
     return &ops;
+}
+
+/* ---- what libfuse does not know ---- */
+
+static ssize_t read_request(int fd, void *buf, size_t size, void *userdata)
+{
+    const struct qf_fuse_context *context = userdata;
+    ssize_t n =
+        context->read != NULL ? context->read(fd, buf, size) : read(fd, buf, size);
+    bool offered;
+    if (n > 0)
+        qf_metrics_begin(qf_tree_metrics(context->tree), qf_wire_opcode(buf, (size_t)n),
+                         qf_metrics_now_ns(), &request);
+    if (n > 0 && qf_wire_is_init(buf, (size_t)n, &offered)) {
+        next_reply.init = offered;
+        if (!offered && context->passthrough != NULL)
+            qf_passthrough_off(context->passthrough,
+                               "the kernel has none: Linux 6.9 is the first");
+    }
+    return n;
+}
+
+static ssize_t write_reply(int fd, struct iovec *iov, int count, void *userdata)
+{
+    const struct qf_fuse_context *context = userdata;
+    struct qf_wire_reply patched;
+    int error = qf_wire_reply_error(iov, count);
+    bool init = next_reply.init && context->passthrough != NULL &&
+                qf_wire_patch_init(iov, count, &patched);
+    next_reply.init = false;
+    if (init || (next_reply.backing != 0 &&
+                 qf_wire_patch_open(iov, count, next_reply.backing, &patched)))
+        iov = patched.iov;
+    if (init)
+        qf_passthrough_ask(context->passthrough);
+    ssize_t n = context->writev != NULL ? context->writev(fd, iov, count)
+                                        : writev(fd, iov, count);
+    if (init && n > 0) /* the kernel has read it when writev returns */
+        qf_passthrough_start(context->passthrough, &context->device);
+    else if (init)
+        qf_passthrough_off(context->passthrough, "the kernel took no answer");
+    qf_metrics_end(qf_tree_metrics(context->tree), &request, error,
+                   qf_metrics_now_ns());
+    return n;
+}
+
+const struct fuse_custom_io *qf_fuse_io(void)
+{
+    static const struct fuse_custom_io io = {.read = read_request,
+                                             .writev = write_reply};
+    return &io;
 }

@@ -1,24 +1,37 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* libfuse's low-level operations over a tree: translation only. One of the two files
- * that know libfuse. */
+/* libfuse's low-level operations over a tree, and passthrough: translation only. One of
+ * the two files that know libfuse. */
 #ifndef QF_FS_FUSE_LL_H
 #define QF_FS_FUSE_LL_H
 
+#include <sys/types.h>
+#include <sys/uio.h>
+
+#include "fs/passthrough.h"
 #include "fs/tree.h"
 
 #ifdef __cplusplus
 extern "C" {
 #endif
 
+struct fuse_custom_io;
 struct fuse_lowlevel_ops;
 
 /* The session's userdata. */
 struct qf_fuse_context {
     qf_tree *tree;     /* borrowed */
     double attr_ttl_s; /* how long the kernel may trust names and attributes */
+    qf_passthrough *passthrough; /* borrowed; NULL: none */
+    struct qf_passthrough_device device;
+    /* What qf_fuse_io reads and writes with; NULL: read(2) and writev(2). */
+    ssize_t (*read)(int fd, void *buf, size_t size);
+    ssize_t (*writev)(int fd, const struct iovec *iov, int count);
 };
 
 const struct fuse_lowlevel_ops *qf_fuse_ops(void);
+/* For fuse_session_custom_io: puts what passthrough needs into libfuse's replies. A
+ * session without it works, without passthrough. */
+const struct fuse_custom_io *qf_fuse_io(void);
 
 #ifdef __cplusplus
 }

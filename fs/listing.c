@@ -7,6 +7,7 @@
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "base/limits.h"
 #include "fs/tree_private.h"
@@ -34,22 +35,24 @@ int qf_tree_check_loop(const qf_tree *tree, const char *path, const char *real)
 }
 
 /* The type behind a link, or behind a name whose type the filesystem does not tell.
- * 0: not shown. */
-static unsigned type_of_link(const qf_tree *tree, const char *dir, const char *name)
+ * *type 0: not shown. */
+static int type_of_link(const qf_tree *tree, const char *dir, const char *name,
+                        unsigned *type)
 {
     char *path = qf_path_join(dir, name);
     char *real = NULL;
     struct stat st;
-    unsigned type = 0;
-    if (path != NULL && qf_root_resolve(tree->options.root, path, &real, &st) == 0) {
-        if (S_ISREG(st.st_mode))
-            type = DT_REG;
-        else if (S_ISDIR(st.st_mode) && qf_tree_check_loop(tree, path, real) == 0)
-            type = DT_DIR;
-    }
+    *type = 0;
+    if (path == NULL)
+        return -ENOMEM;
+    int rc = qf_root_resolve(tree->options.root, path, &real, &st);
+    if (rc == 0 && S_ISDIR(st.st_mode))
+        rc = qf_tree_check_loop(tree, path, real);
+    if (rc == 0)
+        *type = S_ISREG(st.st_mode) ? DT_REG : S_ISDIR(st.st_mode) ? DT_DIR : 0;
     free(real);
     free(path);
-    return type;
+    return qf_err_is_of_file(rc) ? 0 : rc;
 }
 
 int qf_tree_list(const qf_tree *tree, const char *path,
@@ -59,8 +62,11 @@ int qf_tree_list(const qf_tree *tree, const char *path,
     if (fd < 0)
         return fd;
     DIR *stream = fdopendir(fd);
-    if (stream == NULL)
-        return -ENOMEM;
+    if (stream == NULL) {
+        int rc = -errno;
+        close(fd);
+        return rc;
+    }
     int rc = 0;
     const struct dirent *d;
     errno = 0;
@@ -69,8 +75,8 @@ int qf_tree_list(const qf_tree *tree, const char *path,
             continue;
         unsigned type = d->d_type;
         if (type == DT_LNK || type == DT_UNKNOWN)
-            type = type_of_link(tree, path, d->d_name);
-        if (type == DT_REG || type == DT_DIR)
+            rc = type_of_link(tree, path, d->d_name, &type);
+        if (rc == 0 && (type == DT_REG || type == DT_DIR))
             rc = each(arg, d->d_name, type);
         errno = 0;
     }
@@ -155,7 +161,10 @@ static int add_all(qf_dir *dir, uint64_t id)
                            qf_node_id(options->views[i].name, ""), DT_DIR);
         return rc;
     case QF_PLACE_CONTROL:
-        return dir->place.path[0] != '\0' ? -ENOTDIR : add_child(dir, "status", DT_REG);
+        rc = dir->place.path[0] != '\0' ? -ENOTDIR : 0;
+        for (size_t i = 0; i < QF_CONTROL_COUNT && rc == 0; i++)
+            rc = add_child(dir, qf_control_names[i], DT_REG);
+        return rc;
     default:
         return qf_tree_list(dir->tree, dir->place.path, add_child, dir);
     }
@@ -267,11 +276,11 @@ static int try_child(void *arg, const char *name, unsigned type)
 
 static bool try_control(struct search *search)
 {
-    static const char *const paths[] = {"", "status"};
-    for (size_t i = 0; i < sizeof paths / sizeof *paths; i++) {
-        if (qf_node_id(QF_CONTROL_DIR, paths[i]) == search->id) {
+    for (size_t i = 0; i <= QF_CONTROL_COUNT; i++) {
+        const char *path = i < QF_CONTROL_COUNT ? qf_control_names[i] : "";
+        if (qf_node_id(QF_CONTROL_DIR, path) == search->id) {
             search->hit =
-                (struct qf_place){.view = QF_PLACE_CONTROL, .path = strdup(paths[i])};
+                (struct qf_place){.view = QF_PLACE_CONTROL, .path = strdup(path)};
             return true;
         }
     }
@@ -281,11 +290,11 @@ static bool try_control(struct search *search)
 int qf_tree_search(qf_tree *tree, uint64_t id, struct qf_place *place)
 {
     struct search search = {.tree = tree, .id = id};
-    char *top = strdup("");
-    if (top == NULL)
-        return -ENOMEM;
     bool found = try_control(&search) || try_path(&search, "");
-    int rc = queue_dir(&search, top);
+    char *top = found ? NULL : strdup("");
+    int rc = 0, trouble = -ENOENT;
+    if (!found)
+        rc = top != NULL ? queue_dir(&search, top) : -ENOMEM;
     for (uint64_t n = 0; rc == 0 && !found && search.count > 0; n++) {
         if (n == QF_SEARCH_DIRS_MAX)
             break;
@@ -294,6 +303,8 @@ int qf_tree_search(qf_tree *tree, uint64_t id, struct qf_place *place)
         rc = qf_tree_list(tree, dir, try_child, &search);
         found = rc == 1;
         /* A directory that cannot be listed hides what is in it, nothing else. */
+        if (rc < 0 && !qf_err_is_of_file(rc))
+            trouble = rc;
         if (rc != -ENOMEM)
             rc = 0;
         free(dir);
@@ -304,7 +315,7 @@ int qf_tree_search(qf_tree *tree, uint64_t id, struct qf_place *place)
     if (rc != 0)
         return rc;
     if (!found)
-        return -ENOENT;
+        return trouble;
     *place = search.hit;
     return place->path != NULL ? 0 : -ENOMEM;
 }

@@ -13,6 +13,7 @@ struct qf_node {
     uint64_t id;
     uint64_t generation;
     uint64_t lookups; /* references of the kernel's */
+    uint64_t changed; /* when its generation became unsure; 0: it is not */
     int view;
     char path[];
 };
@@ -81,8 +82,35 @@ static void grow(struct qf_node_table *table)
     table->bucket_count = count;
 }
 
-int qf_node_remember(struct qf_node_table *table, uint64_t id, int view,
-                     const char *path, uint64_t generation)
+uint64_t qf_node_ticket(struct qf_node_table *table)
+{
+    pthread_mutex_lock(&table->lock);
+    uint64_t ticket = ++table->clock;
+    pthread_mutex_unlock(&table->lock);
+    return ticket;
+}
+
+static void set_generation(struct qf_node_table *table, struct qf_node *node,
+                           uint64_t ticket, uint64_t generation)
+{
+    if (ticket > node->changed && node->changed != 0)
+        node->changed = 0;
+    else if (node->lookups > 0 && node->generation != generation)
+        node->changed = ++table->clock;
+    node->generation = generation;
+}
+
+void qf_node_doubt(struct qf_node_table *table, uint64_t id)
+{
+    pthread_mutex_lock(&table->lock);
+    struct qf_node *node = *find(table, id);
+    if (node != NULL)
+        node->changed = ++table->clock;
+    pthread_mutex_unlock(&table->lock);
+}
+
+int qf_node_remember(struct qf_node_table *table, uint64_t ticket, uint64_t id,
+                     int view, const char *path, uint64_t generation)
 {
     int rc = 0;
     pthread_mutex_lock(&table->lock);
@@ -104,8 +132,8 @@ int qf_node_remember(struct qf_node_table *table, uint64_t id, int view,
         }
     }
     if (rc == 0) {
+        set_generation(table, node, ticket, generation);
         node->lookups++;
-        node->generation = generation;
     }
     pthread_mutex_unlock(&table->lock);
     return rc;
@@ -136,7 +164,7 @@ int qf_node_find(struct qf_node_table *table, uint64_t id, struct qf_place *plac
     if (node != NULL) {
         place->view = node->view;
         place->path = strdup(node->path);
-        *generation = node->generation;
+        *generation = node->changed == 0 ? node->generation : QF_GENERATION_UNSURE;
         rc = place->path != NULL ? 0 : -ENOMEM;
     }
     pthread_mutex_unlock(&table->lock);

@@ -16,6 +16,8 @@ extern "C" {
 #endif
 
 #define QF_NODE_ROOT UINT64_C(1)
+/* The generation of no contents. */
+#define QF_GENERATION_UNSURE UINT64_MAX
 
 /* Which tree a path is in: the number of a view, or one of these. */
 #define QF_PLACE_ROOT    (-1) /* the mount's root; path "" */
@@ -31,6 +33,7 @@ struct qf_node_table {
     struct qf_node **buckets;
     size_t bucket_count;
     size_t count;
+    uint64_t clock; /* of lookups and of changes that they found */
 };
 
 int qf_node_table_init(struct qf_node_table *table) QF_MUST_CHECK;
@@ -38,11 +41,19 @@ void qf_node_table_fini(struct qf_node_table *table);
 
 /* name: of the view, or ".quantfs"; NULL for the root. */
 uint64_t qf_node_id(const char *name, const char *path);
+/* A lookup begins; its ticket is for qf_node_remember. */
+uint64_t qf_node_ticket(struct qf_node_table *table);
 /* One more reference of the kernel's. The table remembers `generation` as the one that
- * the kernel was told last. -EIO when another path has this id (two paths with one
- * hash: refused rather than confused). */
-int qf_node_remember(struct qf_node_table *table, uint64_t id, int view,
-                     const char *path, uint64_t generation) QF_MUST_CHECK;
+ * the kernel was told last. When it is another one than before, two lookups may have
+ * been under way with different answers, and nobody can tell which of the two replies
+ * the kernel took last: until a lookup that began later confirms it, the node has
+ * QF_GENERATION_UNSURE. -EIO when another path has this id (two paths with one hash:
+ * refused rather than confused). */
+int qf_node_remember(struct qf_node_table *table, uint64_t ticket, uint64_t id,
+                     int view, const char *path, uint64_t generation) QF_MUST_CHECK;
+/* The contents are not those that the kernel was told last: QF_GENERATION_UNSURE until
+ * a lookup that begins later. */
+void qf_node_doubt(struct qf_node_table *table, uint64_t id);
 void qf_node_forget(struct qf_node_table *table, uint64_t id, uint64_t count);
 /* A copy of the place (free place->path) and the generation told last; -ENOENT for an
  * id that the table does not hold. */

@@ -87,6 +87,12 @@ static int set_cache_size(struct qf_mount_options *o, const char *value,
     return get_size("cache_size", value, &o->cache_size, err);
 }
 
+static int set_cache_min_free(struct qf_mount_options *o, const char *value,
+                              struct qf_err *err)
+{
+    return get_size("cache_min_free", value, &o->cache_min_free, err);
+}
+
 static int set_memory(struct qf_mount_options *o, const char *value, struct qf_err *err)
 {
     return get_size("memory", value, &o->memory, err);
@@ -152,19 +158,37 @@ static int set_debug(struct qf_mount_options *o, const char *value, struct qf_er
     return 0;
 }
 
+static int set_passthrough(struct qf_mount_options *o, const char *value,
+                           struct qf_err *err)
+{
+    o->no_passthrough = strcmp(value, "off") == 0;
+    if (!o->no_passthrough && strcmp(value, "auto") != 0)
+        return qf_err_set(err, -EINVAL, "option passthrough=%s: not auto or off",
+                          value);
+    return 0;
+}
+
 static const struct option options_table[] = {
     {"views", "A:B", "views to show (nf4:int8:dq:fp4)", set_views},
     {"cache", "DIR", "directory of the cache; none: memory only", set_cache},
     {"cache_size", "SIZE", "bytes the cache may take (a tenth of its filesystem)",
      set_cache_size},
+    {"cache_min_free", "SIZE",
+     "bytes of that filesystem the cache leaves free, below its size if need be (0)",
+     set_cache_min_free},
     {"memory", "SIZE", "bytes in flight and kept in memory (512M)", set_memory},
     {"threads", "N", "threads that encode ahead (one per processor)", set_threads},
-    {"device", "NAME", "cpu, cuda:N, or auto: a GPU if there is one (cpu)", set_device},
+    {"device", "NAME", "cpu, cuda:N, or auto: a GPU that can be shared, else cpu (cpu)",
+     set_device},
     {"isa", "NAME", "scalar, avx2 or avx512 (the best there is; same bytes)", set_isa},
     {"attr_ttl", "SECONDS", "how long names and sizes are trusted (60)", set_attr_ttl},
     {"read_ahead_kb", "KIB", "read-ahead of the mount, when root (4096)",
      set_read_ahead},
     {"policy", "FILE", "overrides for all models (see docs/OVERRIDES.md)", set_policy},
+    {"passthrough", "MODE",
+     "auto: shards that were read are sealed, and read by the kernel itself, when root "
+     "(Linux 6.9); off (auto)",
+     set_passthrough},
     {"fsname", "NAME", "what /proc/mounts shows as the device (STORE)", set_fsname},
     {"allow_other", NULL, "let other users in (see fuse.conf)", set_allow_other},
     {"debug", NULL, "log every event of interest", set_debug},

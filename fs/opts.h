@@ -22,6 +22,7 @@ struct qf_mount_options {
     size_t view_count;
     char cache[QF_OPT_TEXT_SIZE];  /* directory; "": the default; "none": memory only */
     uint64_t cache_size;           /* bytes; 0: the store's default */
+    uint64_t cache_min_free;       /* bytes of its filesystem to leave free */
     uint64_t memory;               /* bytes; 0: the engine's default */
     unsigned threads;              /* encoding threads; 0: one per processor */
     char device[32];               /* "": cpu; else auto, cpu or cuda:N */
@@ -30,6 +31,7 @@ struct qf_mount_options {
     unsigned read_ahead_kb;        /* of the mount, when we may set it */
     char policy[QF_OPT_TEXT_SIZE]; /* file of overrides for all models; "": none */
     bool allow_other;
+    bool no_passthrough;
     bool debug;
     char fsname[QF_OPT_TEXT_SIZE]; /* "": the store's path */
     char kernel[QF_OPT_TEXT_SIZE]; /* options for the kernel's mount, comma-separated */

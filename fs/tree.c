@@ -13,37 +13,10 @@
 #include "base/hash.h"
 #include "fs/tree_private.h"
 
-#define STATUS_NAME "status"
-
 /* NFS handles carry 32 bits of it; 0 means "unknown" to us. */
 static uint64_t generation_of(const void *data, size_t size)
 {
     return (qf_hash64(data, size) & 0x7fffffff) | 1;
-}
-
-char *qf_path_join(const char *dir, const char *name)
-{
-    size_t dir_size = strlen(dir), name_size = strlen(name);
-    char *path = malloc(dir_size + name_size + 2);
-    if (path == NULL)
-        return NULL;
-    memcpy(path, dir, dir_size);
-    if (dir_size != 0)
-        path[dir_size++] = '/';
-    memcpy(path + dir_size, name, name_size + 1);
-    return path;
-}
-
-static char *path_parent(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return strndup(path, slash != NULL ? (size_t)(slash - path) : 0);
-}
-
-static const char *path_name(const char *path)
-{
-    const char *slash = strrchr(path, '/');
-    return slash != NULL ? slash + 1 : path;
 }
 
 const char *qf_tree_place_name(const qf_tree *tree, int view)
@@ -71,6 +44,19 @@ static void set_size(struct qf_entry *entry, uint64_t size)
     entry->st.st_blocks = (blkcnt_t)((size + 511) / 512);
 }
 
+const char *const qf_control_names[QF_CONTROL_COUNT] = {
+    [QF_CONTROL_STATUS] = "status",
+    [QF_CONTROL_METRICS] = "metrics",
+};
+
+enum qf_control qf_control_find(const char *name)
+{
+    int i = 0;
+    while (i < QF_CONTROL_COUNT && strcmp(qf_control_names[i], name) != 0)
+        i++;
+    return (enum qf_control)i;
+}
+
 static int resolve_control(qf_tree *tree, const struct qf_place *place, uint64_t id,
                            struct qf_target *out)
 {
@@ -78,10 +64,10 @@ static int resolve_control(qf_tree *tree, const struct qf_place *place, uint64_t
     int rc = qf_root_resolve(tree->options.root, "", NULL, &st);
     if (rc != 0)
         return rc;
-    bool status = strcmp(place->path, STATUS_NAME) == 0;
-    if (!status && place->path[0] != '\0')
+    bool file = qf_control_find(place->path) != QF_CONTROL_COUNT;
+    if (!file && place->path[0] != '\0')
         return -ENOENT;
-    if (status)
+    if (file)
         st.st_mode = S_IFREG | 0444;
     set_stat(&out->entry, &st, id);
     set_size(&out->entry, 0);
@@ -115,7 +101,7 @@ static const struct qf_ident *source_ident(const struct qf_variant *variant,
 static int find_in_variant(qf_tree *tree, const struct qf_place *place, bool fresh,
                            struct qf_target *out)
 {
-    char *dir = path_parent(place->path);
+    char *dir = qf_path_parent(place->path);
     if (dir == NULL)
         return -ENOMEM;
     int rc = 0;
@@ -126,11 +112,12 @@ static int find_in_variant(qf_tree *tree, const struct qf_place *place, bool fre
         if (rc != 0)
             break;
         const struct qf_variant_file *file =
-            qf_variant_find(variant, path_name(place->path));
+            qf_variant_find(variant, qf_path_name(place->path));
         const struct qf_ident *known =
             file != NULL ? source_ident(variant, file) : NULL;
         if (file == NULL || (known != NULL && qf_ident_eq(known, &out->source))) {
             out->file = file;
+            out->variant = variant;
             break;
         }
         qf_snapshot_release(out->snapshot);
@@ -177,7 +164,7 @@ static int resolve_store(qf_tree *tree, const struct qf_place *place, bool fresh
         return -ENOENT;
     set_stat(&out->entry, &st, id);
     out->source = qf_ident_of(&st);
-    if (may_be_changed(path_name(place->path)))
+    if (may_be_changed(qf_path_name(place->path)))
         rc = find_in_variant(tree, place, fresh, out);
     if (out->file != NULL)
         set_changed(out);
@@ -207,6 +194,15 @@ int qf_tree_resolve(qf_tree *tree, const struct qf_place *place, bool fresh,
     return rc;
 }
 
+struct qf_hash128 qf_target_source_id(const struct qf_target *target)
+{
+    const struct qf_model_shard *source = target->file->source;
+    struct qf_hash128 header = source->header->header_hash, id;
+    if (!qf_source_id_of_blob(target->real, source->ident.size, header, &id))
+        id = qf_source_id(&source->ident, header);
+    return id;
+}
+
 void qf_target_fini(struct qf_target *target)
 {
     free(target->real);
@@ -214,6 +210,7 @@ void qf_target_fini(struct qf_target *target)
     target->real = NULL;
     target->snapshot = NULL;
     target->file = NULL;
+    target->variant = NULL;
 }
 
 /* ---- ids ---- */
@@ -254,7 +251,7 @@ static int child_place(const qf_tree *tree, const struct qf_place *parent,
     } else if (strcmp(name, "..") == 0) {
         if (parent->path[0] == '\0')
             out->view = QF_PLACE_ROOT;
-        out->path = path_parent(parent->path);
+        out->path = qf_path_parent(parent->path);
     } else if (parent->view == QF_PLACE_ROOT) {
         out->view = view_of_name(tree, name);
         if (out->view == QF_PLACE_ROOT)
@@ -273,6 +270,7 @@ int qf_tree_lookup(qf_tree *tree, uint64_t parent, const char *name,
     uint64_t generation;
     if (name[0] == '\0' || strchr(name, '/') != NULL)
         return -EINVAL; /* would be a second name of something else */
+    uint64_t ticket = qf_node_ticket(&tree->nodes);
     int rc = qf_tree_place(tree, parent, &dir, &generation);
     if (rc != 0)
         return rc;
@@ -283,13 +281,23 @@ int qf_tree_lookup(qf_tree *tree, uint64_t parent, const char *name,
     if (rc == 0) {
         *out = target.entry;
         if (out->st.st_ino != QF_NODE_ROOT)
-            rc = qf_node_remember(&tree->nodes, out->st.st_ino, place.view, place.path,
-                                  out->generation);
+            rc = qf_node_remember(&tree->nodes, ticket, out->st.st_ino, place.view,
+                                  place.path, out->generation);
         qf_target_fini(&target);
     }
     free(dir.path);
     free(place.path);
     return rc;
+}
+
+int qf_tree_check_generation(qf_tree *tree, uint64_t id, uint64_t told, uint64_t now)
+{
+    if (told == 0 || told == now)
+        return 0;
+    /* Once: a lookup may be on its way that will end the doubt. */
+    if (told != QF_GENERATION_UNSURE)
+        qf_node_doubt(&tree->nodes, id);
+    return -ESTALE;
 }
 
 void qf_tree_forget(qf_tree *tree, uint64_t id, uint64_t count)
@@ -308,8 +316,7 @@ int qf_tree_getattr(qf_tree *tree, uint64_t id, struct qf_entry *out)
     rc = qf_tree_resolve(tree, &place, false, &target);
     if (rc == 0) {
         *out = target.entry;
-        if (generation != 0 && generation != out->generation)
-            rc = -ESTALE;
+        rc = qf_tree_check_generation(tree, id, generation, out->generation);
         qf_target_fini(&target);
     }
     free(place.path);
@@ -317,6 +324,11 @@ int qf_tree_getattr(qf_tree *tree, uint64_t id, struct qf_entry *out)
 }
 
 /* ---- the tree ---- */
+
+qf_metrics *qf_tree_metrics(qf_tree *tree)
+{
+    return tree->metrics;
+}
 
 int qf_tree_statfs(qf_tree *tree, struct statvfs *out)
 {
@@ -343,9 +355,12 @@ int qf_tree_new(const struct qf_tree_options *options, qf_tree **out)
     tree->options = *options;
     int rc = qf_node_table_init(&tree->nodes);
     if (rc == 0)
+        rc = qf_metrics_new(&tree->metrics);
+    if (rc == 0)
         rc = qf_catalog_new(options->root, options->views, options->view_count,
                             QF_CATALOG_MEMORY, &tree->catalog);
     if (rc != 0) {
+        qf_metrics_free(tree->metrics);
         qf_node_table_fini(&tree->nodes);
         free(tree);
         return rc;
@@ -389,6 +404,7 @@ void qf_tree_free(qf_tree *tree)
         tree->handles->close(tree->handles);
     pthread_mutex_destroy(&tree->handles_lock);
     qf_catalog_free(tree->catalog);
+    qf_metrics_free(tree->metrics);
     qf_node_table_fini(&tree->nodes);
     pthread_mutex_destroy(&tree->search_lock);
     free(tree);

@@ -14,7 +14,9 @@
 #include "base/err.h"
 #include "engine/engine.h"
 #include "fs/catalog.h"
+#include "fs/metrics.h"
 #include "fs/node.h"
+#include "fs/passthrough.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -27,8 +29,9 @@ struct qf_tree_options {
     const qf_root *root;         /* borrowed */
     const struct qf_view *views; /* borrowed */
     size_t view_count;
-    qf_engine *engine; /* borrowed */
-    qf_store *store;   /* borrowed; for the status file */
+    qf_engine *engine;           /* borrowed */
+    qf_store *store;             /* borrowed; for the status file */
+    qf_passthrough *passthrough; /* the same; NULL: there is none */
 };
 
 #define QF_CONTROL_DIR ".quantfs"
@@ -60,6 +63,9 @@ size_t qf_dir_count(const qf_dir *dir);
 /* The name of entry `index`, its id, and its type (DT_DIR or DT_REG). Borrowed. */
 const char *qf_dir_entry(const qf_dir *dir, size_t index, uint64_t *id, unsigned *type);
 void qf_dir_close(qf_dir *dir);
+
+/* Its counters; borrowed. */
+qf_metrics *qf_tree_metrics(qf_tree *tree);
 
 int qf_tree_statfs(qf_tree *tree, struct statvfs *out) QF_MUST_CHECK;
 

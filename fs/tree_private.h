@@ -5,6 +5,8 @@
 
 #include <stdatomic.h>
 
+#include "base/path.h"
+#include "fs/metrics.h"
 #include "fs/tree.h"
 
 #ifdef __cplusplus
@@ -23,9 +25,16 @@ struct qf_tree {
     pthread_mutex_t handles_lock;
     struct qf_handle *handles;
     qf_catalog *catalog;
+    qf_metrics *metrics;
     struct qf_node_table nodes;
     pthread_mutex_t search_lock; /* one search for an unknown id at a time */
 };
+
+/* The files of the control directory. */
+enum qf_control { QF_CONTROL_STATUS, QF_CONTROL_METRICS, QF_CONTROL_COUNT };
+extern const char *const qf_control_names[QF_CONTROL_COUNT];
+/* QF_CONTROL_COUNT: there is none of this name. */
+enum qf_control qf_control_find(const char *name);
 
 void qf_tree_add_handle(qf_tree *tree, struct qf_handle *handle,
                         void (*close)(struct qf_handle *handle));
@@ -39,21 +48,26 @@ struct qf_target {
     char *real; /* path without links, for what comes from the store; owned */
     qf_snapshot *snapshot;              /* held when file is not NULL */
     const struct qf_variant_file *file; /* not NULL: a file that the view changes */
+    const struct qf_variant *variant;   /* its directory's */
 };
 
 /* Finds out what is at a place, as the store is now. `fresh`: does not trust what the
  * catalog has checked a moment ago. */
 int qf_tree_resolve(qf_tree *tree, const struct qf_place *place, bool fresh,
                     struct qf_target *out) QF_MUST_CHECK;
+/* What cache keys know a view shard's source by. */
+struct qf_hash128 qf_target_source_id(const struct qf_target *target);
 void qf_target_fini(struct qf_target *target);
 
 /* The place of an id, also of one the kernel was never told by this process.
  * *generation is 0 for such. */
 int qf_tree_place(qf_tree *tree, uint64_t id, struct qf_place *place,
                   uint64_t *generation) QF_MUST_CHECK;
+/* -ESTALE, and in doubt until the kernel looks it up again, unless the generation now
+ * is the one that the kernel was told (0: it was told none). */
+int qf_tree_check_generation(qf_tree *tree, uint64_t id, uint64_t told,
+                             uint64_t now) QF_MUST_CHECK;
 const char *qf_tree_place_name(const qf_tree *tree, int view);
-/* dir + "/" + name (or name alone), owned. */
-char *qf_path_join(const char *dir, const char *name);
 
 /* The entries of a directory of the store that the mount shows. Calls `each` with name
  * and type (DT_DIR or DT_REG) until it returns non-zero, which is then returned. */

@@ -40,6 +40,14 @@ struct qf_job {
 
 typedef struct qf_backend qf_backend;
 
+/* Of a backend that gives to another what it cannot do. */
+struct qf_backend_stats {
+    uint64_t device_chunks;    /* encoded on the device */
+    uint64_t fallback_chunks;  /* given to the CPU instead, for any reason */
+    uint64_t device_failures;  /* of those: tried on the device first */
+    const char *fallback_name; /* who gets those; NULL without a device */
+};
+
 /* What a backend implements (its struct begins with a pointer to this). */
 struct qf_backend_ops {
     const char *name; /* "scalar", "avx2", "avx512", "cuda" */
@@ -49,6 +57,8 @@ struct qf_backend_ops {
     /* See qf_backend_pin; both NULL where it changes nothing. */
     void (*pin)(qf_backend *backend, void *data, size_t size);
     void (*unpin)(qf_backend *backend, void *data);
+    /* NULL: there is no device. */
+    void (*stats)(qf_backend *backend, struct qf_backend_stats *out);
 };
 
 struct qf_backend {
@@ -76,6 +86,15 @@ static inline void qf_backend_unpin(qf_backend *backend, void *data)
 {
     if (backend->ops->unpin != NULL)
         backend->ops->unpin(backend, data);
+}
+
+/* All zero for a backend without a device. */
+static inline void qf_backend_stats(qf_backend *backend, struct qf_backend_stats *out)
+{
+    struct qf_backend_stats none = {0, 0, 0, 0};
+    *out = none;
+    if (backend->ops->stats != NULL)
+        backend->ops->stats(backend, out);
 }
 
 /* At least 1. */

@@ -75,8 +75,10 @@ static void init(void)
 #if defined(__x86_64__)
     if (best >= QF_ISA_AVX2)
         qf_nested_lut_init();
-    for (int i = QF_ISA_AVX2; i <= (int)best; i++)
+    for (int i = QF_ISA_AVX2; i <= (int)best; i++) {
         qf_kernels_init_avx2(&tables[i]);
+        qf_kernels_init_avx2_nested(&tables[i]);
+    }
     if (best >= QF_ISA_AVX512)
         qf_kernels_init_avx512(&tables[QF_ISA_AVX512]);
 #endif

@@ -30,6 +30,7 @@ void qf_nested_lut_init(void);
 #if defined(__x86_64__)
 /* Overwrite the entries that the ISA does better. */
 void qf_kernels_init_avx2(struct qf_kernels *table);
+void qf_kernels_init_avx2_nested(struct qf_kernels *table);
 void qf_kernels_init_avx512(struct qf_kernels *table);
 #endif
 

@@ -19,192 +19,21 @@ One line a violation, totals at the end; exit 1 on a violation, 2 when nothing w
 """
 import argparse
 import collections
-import contextlib
 import copy
 import gc
-import importlib
-import json
 import logging
 import pathlib
 import re
-import signal
 import sys
 import time
-import warnings
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tests" / "policy"))
-warnings.filterwarnings("ignore")
 
-import arch_installed  # noqa: E402
+from arch_build import (BUILD, FAMILIES, NotSaved, classes, first_line, save,  # noqa: E402
+                        time_limit)
 import driver  # noqa: E402
-import torch  # noqa: E402
 from bitsandbytes.nn import Linear4bit  # noqa: E402
-
-FAMILIES = ("diffusers", "transformers")
-SAVED_DTYPE = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
-               torch.float64: "F64", torch.int64: "I64", torch.int32: "I32",
-               torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL"}
-INNER_DEPTH_MAX = 4
-
-# What a default config leaves out and some constructors need.
-FILL = {"head_dim": 64, "num_key_value_heads": 4, "prediction_length": 24}
-ARGUMENTS = {
-    "ControlNetUnionModel": {"addition_time_embed_dim": 256,
-                             "addition_embed_type": "text_time",
-                             "projection_class_embeddings_input_dim": 2816},
-    "DreamLiteTransformer2DModel": {"in_channels": 32},
-    "EasyAnimateTransformer3DModel": {"in_channels": 16, "out_channels": 16,
-                                      "patch_size": 2},
-    "HiDreamImageTransformer2DModel": {"patch_size": 2, "in_channels": 16,
-                                       "out_channels": 16, "num_layers": 2,
-                                       "caption_channels": [4096, 4096],
-                                       "llama_layers": [0, 1, 2, 3]},
-    "HunyuanDiT2DControlNetModel": {"in_channels": 4, "patch_size": 2},
-    "HunyuanDiT2DModel": {"in_channels": 4, "patch_size": 2},
-    "LatteTransformer3DModel": {"in_channels": 4, "out_channels": 8, "patch_size": 2,
-                                "caption_channels": 4096, "cross_attention_dim": 1152},
-    "LuminaNextDiT2DModel": {"num_kv_heads": 8},
-    "OmniGenTransformer2DModel": {"rope_scaling": {
-        "original_max_position_embeddings": 4096, "type": "su",
-        "short_factor": [1.0] * 48, "long_factor": [1.0] * 48}},
-    "Transformer2DModel": {"in_channels": 32},
-    "TransformerTemporalModel": {"in_channels": 32},
-}
-# Settings of diffusers classes that build modules which the defaults do not.
-VARIANTS = {
-    "ControlNetModel": [{"num_class_embeds": 10}],
-    "Cosmos3OmniTransformer": [{"action_gen": True, "action_dim": 16}],
-    "FluxControlNetModel": [{"num_mode": 10}],
-    "QwenImageTransformer2DModel": [{"use_additional_t_cond": True, "num_layers": 2}],
-    "SkyReelsV2Transformer3DModel": [{"inject_sample_info": True, "num_layers": 2}],
-    "Transformer2DModel": [
-        {"in_channels": 4, "sample_size": 32, "patch_size": 2, "num_embeds_ada_norm": 1000,
-         "norm_type": "ada_norm_zero"},
-        {"num_vector_embeds": 100, "sample_size": 16, "num_embeds_ada_norm": 100,
-         "norm_type": "ada_norm", "cross_attention_dim": 64},
-    ],
-    "UNet2DConditionModel": [{"num_class_embeds": 10}],
-    "UNet2DModel": [{"num_class_embeds": 10},
-                    {"time_embedding_type": "learned", "num_train_timesteps": 100}],
-}
-
-
-class NotSaved(Exception):
-    """The names in a checkpoint of this class are not known."""
-
-
-class Model:
-    """A built model and what the check needs of it as it was before the replacement."""
-
-    def __init__(self, model, config):
-        self.model, self.config = model, config
-        named = list(model.named_modules(remove_duplicate=False))
-        self.kinds = {name: kind_of(module) for name, module in named}
-        self.weights = {name: module.weight for name, module in named
-                        if self.kinds[name] in ("Linear", "Conv1D")}
-        self.tensors, self.origin = {}, {}
-        self.tied = dict(getattr(model, "all_tied_weights_keys", None) or {})
-
-
-def kind_of(module):
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(module, Conv1D):
-        return "Conv1D"
-    return "Linear" if type(module) is torch.nn.Linear else type(module).__name__
-
-
-def fill(config):
-    for name, value in FILL.items():
-        if getattr(config, name, value) is None:
-            setattr(config, name, value)
-
-
-def every(config, change, depth=0):
-    """Changes a config and those inside it."""
-    change(config)
-    for value in list(vars(config).values()):
-        if depth < INNER_DEPTH_MAX and hasattr(value, "to_json_string"):
-            every(value, change, depth + 1)
-
-
-@contextlib.contextmanager
-def time_limit(seconds):
-    signal.signal(signal.SIGALRM, arch_installed.give_up)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-
-
-def build_transformers(cls, settings, time_max_s):
-    from transformers.initialization import no_init_weights
-
-    # With fewer layers, for modules repeat; as it is; with what may be missing in it.
-    changes = (arch_installed.shrink, lambda config: None, fill)
-    for change in changes:
-        try:
-            with time_limit(time_max_s), no_init_weights(), torch.device("meta"):
-                config = cls.config_class(**settings)
-                every(config, change)
-                model = cls(config)
-            break
-        except Exception:
-            if change is changes[-1]:
-                raise
-    said = json.loads(model.config.to_json_string(use_diff=True))
-    said.update(model_type=model.config.model_type, architectures=[cls.__name__],
-                dtype="float32")
-    return Model(model, said)
-
-
-def build_diffusers(cls, settings, time_max_s):
-    with time_limit(time_max_s), torch.device("meta"):
-        model = cls(**settings)
-    return Model(model, json.loads(model.to_json_string()))
-
-
-def save(built, family):
-    """Fills tensors {saved name: (dtype, shape)} and origin {saved name: model name, or
-    None for what is cut from or put together of other tensors}."""
-    model = built.model
-    state = model.state_dict()
-    if family == "transformers":
-        from transformers.core_model_loading import revert_weight_conversion
-
-        for name in getattr(model, "_keys_to_ignore_on_save", None) or ():
-            state.pop(name, None)
-        state = {name: value for name, value in state.items() if name not in built.tied}
-        own = {id(value): name for name, value in state.items()}
-        try:
-            saved = revert_weight_conversion(model, state)
-        except Exception as why:
-            raise NotSaved(f"{type(why).__name__}: {why}") from why
-    else:
-        own = {id(value): name for name, value in state.items()}
-        saved = state
-    seen = set()
-    for name, value in saved.items():
-        origin = own.get(id(value))
-        shared = id(model.get_parameter(origin)) if origin_is_parameter(model, origin) else 0
-        if shared and shared in seen:
-            continue  # one parameter under two names is written once
-        seen.add(shared)
-        dtype = SAVED_DTYPE.get(value.dtype, "F32")
-        built.tensors[name] = (dtype, tuple(value.shape))
-        built.origin[name] = origin
-
-
-def origin_is_parameter(model, name):
-    if name is None:
-        return False
-    try:
-        model.get_parameter(name)
-    except AttributeError:
-        return False
-    return True
 
 
 def replace_transformers(model, skip):
@@ -229,7 +58,6 @@ def replace_diffusers(model, skip):
 
 
 REPLACE = {"transformers": replace_transformers, "diffusers": replace_diffusers}
-BUILD = {"transformers": build_transformers, "diffusers": build_diffusers}
 
 
 def shares(built, module, quantized):
@@ -285,32 +113,6 @@ def check(program, family, cls, settings, time_max_s):
     replaced = {name for name, module in model.named_modules()
                 if isinstance(module, Linear4bit)}
     return "planned", answer["quantized_count"], violations(built, answer, replaced)
-
-
-def classes(family, only):
-    """[(name, class, settings)], in order."""
-    package = importlib.import_module(family)
-    models = importlib.import_module(family + ".models")
-    if family == "transformers":
-        found = arch_installed.classes_in(
-            arch_installed.modules_below(models, "modeling_"), package.PreTrainedModel)
-        found = {name: cls for name, cls in found.items()
-                 if arch_installed.model_type(cls) and not name.endswith("PreTrainedModel")}
-    else:
-        found = arch_installed.classes_in(
-            arch_installed.modules_below(models, ""), package.ModelMixin)
-        found = {name: cls for name, cls in found.items() if not name.endswith("ModelMixin")}
-    out = []
-    for name, cls in sorted(found.items()):
-        if only.search(name):
-            out.append((name, cls, ARGUMENTS.get(name, {})))
-            out += [(f"{name}, {', '.join(s)}", cls, s) for s in VARIANTS.get(name, [])]
-    return out
-
-
-def first_line(why):
-    text = str(why).strip().split("\n")[0]
-    return f"{type(why).__name__}: {text}"[:90]
 
 
 class Totals:

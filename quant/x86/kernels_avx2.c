@@ -10,6 +10,10 @@
  * laid out for that. nf4 takes four comparisons. fp4 takes three on |y|, which give the
  * rank, and one for the sign; rank ^ ((rank & 2) << 1) is its code.
  *
+ * fp16 and bf16 are searched among 16-bit integers instead, 16 at a time: for each
+ * block every threshold is turned into the largest number of that type that does not
+ * pass it.
+ *
  * Tails shorter than a vector go through a zero-filled buffer and the same code. */
 #include <assert.h>
 #include <immintrin.h>
@@ -43,15 +47,33 @@ INLINE size_t size_of(enum qf_dtype dtype)
     return dtype == QF_F32 ? 4 : 2;
 }
 
+INLINE __m256 widen8(enum qf_dtype dtype, __m128i half)
+{
+    if (dtype == QF_F16)
+        return _mm256_cvtph_ps(half);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/* To the nearest, ties to even. */
+INLINE __m128i narrow8(enum qf_dtype dtype, __m256 x)
+{
+    if (dtype == QF_F16)
+        return _mm256_cvtps_ph(x, ROUND_HALF);
+    __m256i u = _mm256_castps_si256(x);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, up), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+    r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
+}
+
 /* 8 elements, widened. */
 INLINE __m256 load8(enum qf_dtype dtype, const void *p)
 {
     if (dtype == QF_F32)
         return _mm256_loadu_ps(p);
-    __m128i half = _mm_loadu_si128((const __m128i_u *)p);
-    if (dtype == QF_F16)
-        return _mm256_cvtph_ps(half);
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+    return widen8(dtype, _mm_loadu_si128((const __m128i_u *)p));
 }
 
 INLINE __m256 bf16_even(__m256i pairs)
@@ -165,10 +187,30 @@ INLINE __m256i widen_absmax(enum qf_dtype dtype, __m256i bits)
 
 enum kind { NF4, FP4 };
 
+/* The thresholds of the first (and one unused), the second and the third level; of nf4
+ * also the 8 of the last one. */
+struct half_search {
+    __m256 last, first;
+};
+
+INLINE struct half_search make_half_search(enum kind kind)
+{
+    const uint32_t *t = kind == NF4 ? qf_nf4_thresholds : qf_fp4_thresholds;
+    const unsigned k = kind == NF4 ? 2 : 1; /* every k-th, from the k-th on */
+    const uint32_t first[8] = {t[4 * k - 1], t[4 * k - 1], t[2 * k - 1], t[6 * k - 1],
+                               t[1 * k - 1], t[3 * k - 1], t[5 * k - 1], t[7 * k - 1]};
+    uint32_t last[8] = {0};
+    for (unsigned i = 0; i < 8 && kind == NF4; i++)
+        last[i] = t[2 * i];
+    return (struct half_search){_mm256_castsi256_ps(load_bytes(last)),
+                                _mm256_castsi256_ps(load_bytes(first))};
+}
+
 /* Thresholds of the levels of the search, at the lane that the low three bits of minus
  * the code so far name. fp4 uses the first three levels. */
 struct search {
     __m256 level[4];
+    struct half_search half; /* for 16-bit types, instead */
 };
 
 INLINE struct search make_search(enum kind kind)
@@ -184,6 +226,7 @@ INLINE struct search make_search(enum kind kind)
         s.level[level] = _mm256_castsi256_ps(load_bytes(lane));
     }
     s.level[0] = _mm256_permutevar8x32_ps(s.level[0], _mm256_setzero_si256());
+    s.half = make_half_search(kind);
     return s;
 }
 
@@ -211,24 +254,13 @@ INLINE __m256i encode8(enum kind kind, const struct search *s, __m256 x, __m256 
     return _mm256_sub_epi32(index, _mm256_and_si256(negative, _mm256_set1_epi32(8)));
 }
 
-/* 16 bf16 -> minus 8 bytes, each in a 32-bit lane. */
-INLINE __m256i encode_pairs(enum kind kind, const struct search *s, const char *p,
-                            __m256 rcp)
+/* 32 floats -> 16 words, one packed byte in each. */
+INLINE __m256i encode32(enum kind kind, const struct search *s, const char *p,
+                        __m256 rcp)
 {
-    __m256i pairs = load_bytes(p);
-    __m256i high = encode8(kind, s, bf16_even(pairs), rcp);
-    __m256i low = encode8(kind, s, bf16_odd(pairs), rcp);
-    return _mm256_add_epi32(_mm256_slli_epi32(high, 4), low);
-}
-
-/* 32 elements in order -> 16 words, one packed byte in each. */
-INLINE __m256i encode_ordered(enum kind kind, enum qf_dtype dtype,
-                              const struct search *s, const char *p, __m256 rcp)
-{
-    size_t step = 8 * size_of(dtype);
     __m256i v[4];
     for (size_t i = 0; i < 4; i++)
-        v[i] = encode8(kind, s, load8(dtype, p + i * step), rcp);
+        v[i] = encode8(kind, s, load8(QF_F32, p + i * 32), rcp);
     __m256i bytes = _mm256_packs_epi16(_mm256_packs_epi32(v[0], v[1]),
                                        _mm256_packs_epi32(v[2], v[3]));
     /* Lane l holds 4 codes of each vector: double word w goes to 2w + l. */
@@ -237,29 +269,113 @@ INLINE __m256i encode_ordered(enum kind kind, enum qf_dtype dtype,
     return _mm256_maddubs_epi16(bytes, _mm256_set1_epi16(0x0110));
 }
 
-/* 64 elements -> 32 bytes. */
-INLINE __m256i encode64(enum kind kind, enum qf_dtype dtype, const struct search *s,
-                        const char *p, __m256 rcp)
+/* 64 floats -> 32 bytes. */
+INLINE __m256i encode64(enum kind kind, const struct search *s, const char *p,
+                        __m256 rcp)
 {
-    __m256i bytes;
-    if (dtype == QF_BF16) {
-        __m256i a = _mm256_packs_epi32(encode_pairs(kind, s, p, rcp),
-                                       encode_pairs(kind, s, p + 32, rcp));
-        __m256i b = _mm256_packs_epi32(encode_pairs(kind, s, p + 64, rcp),
-                                       encode_pairs(kind, s, p + 96, rcp));
-        bytes = _mm256_packus_epi16(_mm256_abs_epi16(a), _mm256_abs_epi16(b));
-        bytes = _mm256_permutevar8x32_epi32(bytes,
-                                            _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
-    } else {
-        __m256i a = encode_ordered(kind, dtype, s, p, rcp);
-        __m256i b = encode_ordered(kind, dtype, s, p + 32 * size_of(dtype), rcp);
-        bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
-    }
+    __m256i a = encode32(kind, s, p, rcp);
+    __m256i b = encode32(kind, s, p + 128, rcp);
+    __m256i bytes = _mm256_permute4x64_epi64(_mm256_packus_epi16(a, b), 0xd8);
     if (kind == NF4)
         return bytes;
     __m256i bit1 = _mm256_and_si256(bytes, _mm256_set1_epi8(0x22));
     return _mm256_xor_si256(bytes, _mm256_slli_epi16(bit1, 1));
 }
+
+/* ---- 4-bit codes of 16-bit types ---- */
+
+/* Order-preserving integers for the numbers; both zeros are 0. */
+INLINE __m256i half_keys(__m256i x)
+{
+    return _mm256_sign_epi16(_mm256_and_si256(x, _mm256_set1_epi16(0x7fff)), x);
+}
+
+/* Thresholds of one block as keys, laid out for half_codes. */
+struct half_levels {
+    __m256i first, middle, last;
+};
+
+/* The number nearest to t * amax is the last that does not pass t, or the first that
+ * does, whatever the roundings, which are a thousand times smaller than half its ulp:
+ * so it is tried, and the number below it taken if it passes. */
+INLINE struct half_levels make_half_levels(enum qf_dtype dtype,
+                                           const struct half_search *s, float amax,
+                                           float rcp)
+{
+    const __m256 scale = _mm256_set1_ps(amax);
+    const __m256 inverse = _mm256_set1_ps(rcp);
+    __m128i a = narrow8(dtype, _mm256_mul_ps(s->last, scale));
+    __m128i b = narrow8(dtype, _mm256_mul_ps(s->first, scale));
+    __m256 passes_a =
+        _mm256_cmp_ps(_mm256_mul_ps(widen8(dtype, a), inverse), s->last, _CMP_GT_OQ);
+    __m256 passes_b =
+        _mm256_cmp_ps(_mm256_mul_ps(widen8(dtype, b), inverse), s->first, _CMP_GT_OQ);
+    __m256i passes = _mm256_packs_epi32(_mm256_castps_si256(passes_a),
+                                        _mm256_castps_si256(passes_b));
+    __m256i keys = _mm256_add_epi16(half_keys(_mm256_set_m128i(b, a)),
+                                    _mm256_permute4x64_epi64(passes, 0xd8));
+    /* Low bytes apart from high bytes: see half_codes. */
+    keys =
+        _mm256_shuffle_epi8(keys, _mm256_setr_epi8(0, 2, 4, 6, 8, 10, 12, 14, 1, 3, 5,
+                                                   7, 9, 11, 13, 15, 0, 1, 0, 1, 4, 6,
+                                                   5, 7, 8, 10, 12, 14, 9, 11, 13, 15));
+    struct half_levels levels;
+    levels.middle = _mm256_permute4x64_epi64(keys, 0xee);
+    levels.last = _mm256_permute4x64_epi64(keys, 0x44);
+    levels.first = _mm256_broadcastw_epi16(_mm256_castsi256_si128(levels.middle));
+    return levels;
+}
+
+INLINE __m256i half_step(__m256i index, __m256i keys, __m256i thresholds)
+{
+    __m256i t = _mm256_shuffle_epi8(thresholds, index);
+    __m256i above = _mm256_cmpgt_epi16(keys, t);
+    return _mm256_sub_epi8(_mm256_add_epi8(index, index), above);
+}
+
+/* 16 elements -> HALF_EXCESS + a packed byte in the low byte of each double word. The
+ * bytes of `index` name the low and the high byte of the next threshold; code c so far,
+ * they are 4 + c and 6 + c, then 8 + c and 12 + c, then, modulo 16, c and 8 + c. */
+#define HALF_EXCESS(kind) ((kind) == NF4 ? 32 : 16)
+
+INLINE __m256i half_codes(enum kind kind, const struct half_levels *levels,
+                          const char *p)
+{
+    __m256i keys = half_keys(load_bytes(p));
+    __m256i m = kind == NF4 ? keys : _mm256_abs_epi16(keys);
+    __m256i above = _mm256_cmpgt_epi16(m, levels->first);
+    __m256i index = _mm256_sub_epi8(_mm256_set1_epi16(0x0604), above);
+    index = half_step(index, m, levels->middle);
+    index = half_step(index, m, levels->middle);
+    if (kind == NF4) {
+        index = half_step(index, m, levels->last);
+    } else {
+        __m256i bit1 = _mm256_and_si256(index, _mm256_set1_epi16(2));
+        __m256i negative = _mm256_cmpgt_epi16(_mm256_setzero_si256(), keys);
+        index = _mm256_xor_si256(index, _mm256_add_epi16(bit1, bit1));
+        index =
+            _mm256_add_epi16(index, _mm256_and_si256(negative, _mm256_set1_epi16(8)));
+    }
+    /* 16 times an even one and an odd one: right in the low byte. */
+    __m256i pairs = _mm256_madd_epi16(index, _mm256_set1_epi32(0x00010010));
+    return _mm256_and_si256(pairs, _mm256_set1_epi32(0xff));
+}
+
+/* 64 elements -> 32 bytes. */
+INLINE __m256i half_encode64(enum kind kind, const struct half_levels *levels,
+                             const char *p)
+{
+    __m256i a = _mm256_packus_epi32(half_codes(kind, levels, p),
+                                    half_codes(kind, levels, p + 32));
+    __m256i b = _mm256_packus_epi32(half_codes(kind, levels, p + 64),
+                                    half_codes(kind, levels, p + 96));
+    __m256i bytes =
+        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(a, b),
+                                    _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7));
+    return _mm256_sub_epi8(bytes, _mm256_set1_epi8(HALF_EXCESS(kind)));
+}
+
+/* ---- batches ---- */
 
 /* While a batch is encoded nothing would be read from memory, and the hardware's own
  * look-ahead does not reach over it. Past the end of the source a prefetch is a no-op.
@@ -305,16 +421,25 @@ INLINE void encode_batch(enum kind kind, enum qf_dtype dtype, const struct searc
     _mm256_storeu_ps(amax, wide);
     _mm256_storeu_ps(rcp, _mm256_div_ps(_mm256_set1_ps(1.0f), wide));
     memcpy(absmax, amax, blocks * sizeof *absmax);
-    /* A normal number: between zero and denormals below, infinity and NaN above. */
+    /* A normal number: between zero and denormals below, infinity and NaN above. From
+     * 65536 on a negative bf16 number can be -0 when it is scaled, which in fp4 has
+     * another code than what its bits say. */
+    int limit = kind == FP4 && dtype == QF_BF16 ? 0x47800000 : 0x7f800000;
     __m256i above = _mm256_cmpgt_epi32(bits, _mm256_set1_epi32(0x007fffff));
-    __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(0x7f800000), bits);
+    __m256i below = _mm256_cmpgt_epi32(_mm256_set1_epi32(limit), bits);
     unsigned normal = (unsigned)_mm256_movemask_ps(
         _mm256_castsi256_ps(_mm256_and_si256(above, below)));
+    const bool halves = dtype != QF_F32;
+    struct half_levels levels = {0};
     for (size_t i = 0; i < blocks << log2_blocksize; i += 64) {
         const char *p = src + i * size_of(dtype);
+        size_t block = i >> log2_blocksize;
         prefetch(p, 64 * size_of(dtype));
-        store_bytes(packed + i / 2, encode64(kind, dtype, s, p,
-                                             _mm256_set1_ps(rcp[i >> log2_blocksize])));
+        if (halves && i == block << log2_blocksize)
+            levels = make_half_levels(dtype, &s->half, amax[block], rcp[block]);
+        store_bytes(packed + i / 2,
+                    halves ? half_encode64(kind, &levels, p)
+                           : encode64(kind, s, p, _mm256_set1_ps(rcp[block])));
     }
     unsigned special = ~normal & ((1u << blocks) - 1);
     if (special != 0)
@@ -457,20 +582,7 @@ INLINE void store8(enum qf_dtype dtype, void *p, __m256 x)
         _mm256_storeu_ps(p, x);
         return;
     }
-    __m128i half;
-    if (dtype == QF_F16) {
-        half = _mm256_cvtps_ph(x, ROUND_HALF);
-    } else {
-        __m256i u = _mm256_castps_si256(x);
-        __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-        __m256i up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-        __m256i r = _mm256_srli_epi32(_mm256_add_epi32(u, up), 16);
-        __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-        r = _mm256_blendv_epi8(r, _mm256_set1_epi32(0x7fc0), nan);
-        half =
-            _mm_packus_epi32(_mm256_castsi256_si128(r), _mm256_extracti128_si256(r, 1));
-    }
-    _mm_storeu_si128((__m128i_u *)p, half);
+    _mm_storeu_si128((__m128i_u *)p, narrow8(dtype, x));
 }
 
 INLINE void cast(enum qf_dtype from, enum qf_dtype to, const void *src, size_t n,
@@ -486,90 +598,6 @@ INLINE void cast(enum qf_dtype from, enum qf_dtype to, const void *src, size_t n
         store8(to, tail, load8(from, tail));
         memcpy(out, tail, n * size_of(to));
     }
-}
-
-/* ---- nested absmax ---- */
-
-INLINE __m256i nested_codes(__m256 u)
-{
-    /* NaN becomes -1, whose code is that of NaN: 0. */
-    u = _mm256_min_ps(_mm256_max_ps(u, _mm256_set1_ps(-1.0f)), _mm256_set1_ps(1.0f));
-    __m256i bits = _mm256_castps_si256(u);
-    __m256i sign = _mm256_srai_epi32(bits, 31);
-    __m256i abs = _mm256_and_si256(bits, _mm256_set1_epi32(0x7fffffff));
-    __m256i cell = _mm256_sub_epi32(_mm256_srli_epi32(abs, QF_LUT_SHIFT),
-                                    _mm256_set1_epi32(QF_LUT_FIRST));
-    cell = _mm256_max_epi32(cell, _mm256_setzero_si256());
-    __m256i half = _mm256_and_si256(sign, _mm256_set1_epi32(QF_LUT_CELLS));
-    __m256i entry = _mm256_i32gather_epi32((const int *)qf_nested_lut,
-                                           _mm256_add_epi32(cell, half), 4);
-    const __m256i low_mask = _mm256_set1_epi32(QF_LUT_LOW_MASK);
-    __m256i above = _mm256_cmpgt_epi32(_mm256_and_si256(bits, low_mask),
-                                       _mm256_and_si256(entry, low_mask));
-    __m256i code = _mm256_srli_epi32(entry, QF_LUT_BASE_SHIFT);
-    __m256i step = _mm256_or_si256(sign, _mm256_set1_epi32(1));
-    return _mm256_add_epi32(code, _mm256_and_si256(above, step));
-}
-
-/* 8 values, zeros where there are fewer. */
-INLINE __m256 load_left(const float *x, size_t n)
-{
-    if (n >= 8)
-        return _mm256_loadu_ps(x);
-    float tail[8] = {0};
-    memcpy(tail, x, n * sizeof *x);
-    return _mm256_loadu_ps(tail);
-}
-
-static void nested(const float *absmax, size_t n, float offset, uint8_t *codes,
-                   float *nested_absmax)
-{
-    const __m256 off = _mm256_set1_ps(offset);
-    const __m256 mask = _mm256_castsi256_ps(_mm256_set1_epi32(0x7fffffff));
-    for (; n != 0; nested_absmax++) {
-        size_t count = n < 256 ? n : 256;
-        size_t full = count - count % 8;
-        __m256 acc = _mm256_setzero_ps();
-        for (size_t i = 0; i < full; i += 8) {
-            __m256 z = _mm256_sub_ps(_mm256_loadu_ps(absmax + i), off);
-            acc = _mm256_max_ps(_mm256_and_ps(z, mask), acc); /* acc where z is NaN */
-        }
-        float amax = qf_f32_of_bits(reduce_max(_mm256_castps_si256(acc)));
-        for (size_t i = full; i < count; i++) {
-            float z = fabsf(absmax[i] - offset);
-            amax = z > amax ? z : amax;
-        }
-        const __m256 rcp = _mm256_set1_ps(1.0f / amax);
-        for (size_t i = 0; i < count; i += 8) {
-            __m256 z = _mm256_sub_ps(load_left(absmax + i, count - i), off);
-            uint32_t lane[8];
-            store_bytes(lane, nested_codes(_mm256_mul_ps(z, rcp)));
-            for (size_t j = 0; j < 8 && i + j < count; j++)
-                codes[i + j] = (uint8_t)lane[j];
-        }
-        *nested_absmax = amax;
-        n -= count;
-        absmax += count;
-        codes += count;
-    }
-}
-
-static float mean(const float *x, size_t n)
-{
-    __m256d low = _mm256_setzero_pd();
-    __m256d high = _mm256_setzero_pd();
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        low = _mm256_add_pd(low, _mm256_cvtps_pd(_mm_loadu_ps(x + i)));
-        high = _mm256_add_pd(high, _mm256_cvtps_pd(_mm_loadu_ps(x + i + 4)));
-    }
-    double a[8];
-    _mm256_storeu_pd(a, low);
-    _mm256_storeu_pd(a + 4, high);
-    for (; i < n; i++)
-        a[i % 8] += (double)x[i];
-    double sum = ((a[0] + a[1]) + (a[2] + a[3])) + ((a[4] + a[5]) + (a[6] + a[7]));
-    return (float)(sum / (double)n);
 }
 
 /* ---- the table ---- */
@@ -631,6 +659,4 @@ void qf_kernels_init_avx2(struct qf_kernels *table)
     table->cast[QF_F16][QF_BF16] = cast_f16_bf16;
     table->cast[QF_BF16][QF_F32] = cast_bf16_f32;
     table->cast[QF_BF16][QF_F16] = cast_bf16_f16;
-    table->nested = nested;
-    table->mean = mean;
 }

@@ -33,6 +33,11 @@ static struct qf_codec_spec nf4;
 static qf_backend *open_cuda(const char *fault, struct qf_cuda_options options)
 {
     qf_backend *cuda = NULL;
+    /* A slow machine's pauses are not idleness. */
+    if (options.idle_ms == 0)
+        options.idle_ms = 600000;
+    if (options.pinned_idle_ms == 0)
+        options.pinned_idle_ms = options.idle_ms;
     if (fault != NULL)
         assert_int_equal(setenv("QUANTFS_FAULT", fault, 1), 0);
     assert_int_equal(qf_cuda_backend_open(&options, cpu, &cuda, NULL), 0);
@@ -181,7 +186,7 @@ static void test_idle(void **state)
     close_cuda(cuda);
 }
 
-/* Pinned page cache goes first; and there is a bound to it while files are read. */
+/* There is a bound to pinned page cache while files are read. */
 static void test_window_bounds(void **state)
 {
     (void)state;
@@ -202,14 +207,23 @@ static void test_window_bounds(void **state)
     assert_int_equal(sim_state().registrations - before, 15);
     compare(cuda, cpu, &nf4, &w, 40);
     assert_int_equal(sim_state().registrations - before, 15);
+    for (size_t i = 0; i < 5; i++)
+        fclose(files[i]);
+    close_cuda(cuda);
+}
+
+/* Pinned page cache goes first, the context stays for longer. */
+static void test_windows_idle(void **state)
+{
+    (void)state;
+    qf_backend *cuda = open_cuda(NULL, (struct qf_cuda_options){.pinned_idle_ms = 30});
+    compare(cuda, cpu, &nf4, &in_file, 32);
     for (int i = 0; i < 500 && sim_state().registered != 0; i++)
         nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
     assert_int_equal(sim_state().registered, 0);
-    assert_true(stats_of(cuda).active); /* the context stays for longer */
-    compare(cuda, cpu, &nf4, &w, 40);
+    assert_true(stats_of(cuda).active);
+    compare(cuda, cpu, &nf4, &in_file, 40);
     assert_int_equal(stats_of(cuda).contexts, 1);
-    for (size_t i = 0; i < 5; i++)
-        fclose(files[i]);
     close_cuda(cuda);
 }
 
@@ -371,6 +385,77 @@ static void test_no_context(void **state)
     close_cuda(cuda);
 }
 
+/* Nobody takes a card unasked that only one process may use. */
+static void test_exclusive(void **state)
+{
+    (void)state;
+    qf_backend *cuda = NULL;
+    struct qf_err err = {""};
+    struct qf_cuda_options options = {.shared_only = true};
+    sim_set_exclusive(true);
+    assert_int_equal(qf_cuda_backend_open(&options, cpu, &cuda, &err), -ENODEV);
+    assert_non_null(strstr(err.text, "cuda:0"));
+    close_cuda(open_cuda(NULL, (struct qf_cuda_options){0})); /* who was told to */
+    sim_set_exclusive(false);
+    close_cuda(open_cuda(NULL, options));
+}
+
+static void await_active(qf_backend *cuda)
+{
+    for (int i = 0; i < 500 && !stats_of(cuda).active; i++)
+        nanosleep(&(struct timespec){.tv_nsec = 10 * 1000 * 1000}, NULL);
+    assert_true(stats_of(cuda).active);
+}
+
+/* Nobody waits for a context. */
+static void test_no_waiting(void **state)
+{
+    (void)state;
+    struct qf_cuda_options options = {.no_waiting = true, .idle_ms = 2000};
+    qf_backend *cuda = open_cuda(NULL, options);
+    struct qf_plan plan;
+    uint64_t shape[2] = {ROWS, COLS};
+    assert_int_equal(qf_codec_plan(&nf4, QF_BF16, shape, false, &plan, NULL), 0);
+    sim_slow_enter(500);
+    for (uint64_t round = 1; round <= 2; round++) {
+        struct qf_cuda_stats before = stats_of(cuda);
+        compare_chunks(cuda, cpu, &plan, &in_memory, 0, 2, 2);
+        assert_int_equal(stats_of(cuda).chunks_fallback - before.chunks_fallback, 2);
+        await_active(cuda);
+        compare_chunks(cuda, cpu, &plan, &in_memory, 0, 2, 2);
+        assert_int_equal(stats_of(cuda).chunks - before.chunks, 2);
+        assert_int_equal(stats_of(cuda).contexts, round);
+        assert_int_equal(stats_of(cuda).failures, 0);
+        await_idle(cuda);
+    }
+    compare_chunks(cuda, cpu, &plan, &in_memory, 0, 2, 2);
+    close_cuda(cuda); /* while the context comes up */
+    sim_slow_enter(0);
+}
+
+/* … also when there is none to be had, now or for ever. */
+static void test_no_waiting_no_context(void **state)
+{
+    (void)state;
+    struct qf_cuda_options options = {.no_waiting = true};
+    qf_backend *cuda = open_cuda(NULL, options);
+    sim_fail_enter(-ENOMEM);
+    compare(cuda, cpu, &nf4, &in_memory, 40);
+    assert_int_equal(stats_of(cuda).chunks_fallback, 40);
+    assert_false(stats_of(cuda).down);
+    sim_fail_enter(-EIO);
+    for (int i = 0; i < 50 && !stats_of(cuda).down; i++) {
+        compare(cuda, cpu, &nf4, &in_memory, 40);
+        nanosleep(&(struct timespec){.tv_nsec = 100 * 1000 * 1000}, NULL);
+    }
+    assert_true(stats_of(cuda).down);
+    sim_fail_enter(0);
+    compare(cuda, cpu, &nf4, &in_memory, 40);
+    assert_int_equal(stats_of(cuda).chunks, 0);
+    assert_int_equal(stats_of(cuda).contexts, 0);
+    close_cuda(cuda);
+}
+
 /* The device fills up and has room again. */
 static void test_memory_comes_back(void **state)
 {
@@ -462,11 +547,15 @@ int main(void)
         cmocka_unit_test(test_read_error),
         cmocka_unit_test(test_idle),
         cmocka_unit_test(test_window_bounds),
+        cmocka_unit_test(test_windows_idle),
         cmocka_unit_test(test_pinned_records),
         cmocka_unit_test(test_what_does_not_fit),
         cmocka_unit_test(test_faults),
         cmocka_unit_test(test_no_context),
         cmocka_unit_test(test_memory_comes_back),
+        cmocka_unit_test(test_exclusive),
+        cmocka_unit_test(test_no_waiting),
+        cmocka_unit_test(test_no_waiting_no_context),
         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, make_data, free_data);

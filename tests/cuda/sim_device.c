@@ -9,6 +9,7 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #include "cuda/device.h"
 #include "quant/kernels.h"
@@ -66,12 +67,22 @@ void sim_fail_alloc(int rc)
     pthread_mutex_unlock(&lock);
 }
 
-int qf_cuda_device_probe(int device, struct qf_err *err)
+static bool exclusive;
+static long enter_ms;
+
+void sim_set_exclusive(bool value)
 {
-    return device == 0
-               ? 0
-               : qf_err_set(err, -ENODEV,
-                            "device cuda:%d: this machine has 1 CUDA device", device);
+    exclusive = value;
+}
+
+int qf_cuda_device_probe(int device, bool shared_only, struct qf_err *err)
+{
+    if (device != 0)
+        return qf_err_set(err, -ENODEV,
+                          "device cuda:%d: this machine has 1 CUDA device", device);
+    if (exclusive && shared_only)
+        return qf_err_set(err, -ENODEV, "device cuda:0: for one process");
+    return 0;
 }
 
 const char *qf_cuda_device_problem(void)
@@ -79,9 +90,21 @@ const char *qf_cuda_device_problem(void)
     return "simulated";
 }
 
+void sim_slow_enter(long ms)
+{
+    pthread_mutex_lock(&lock);
+    enter_ms = ms;
+    pthread_mutex_unlock(&lock);
+}
+
 int qf_cuda_device_enter(int device)
 {
     assert(device == 0);
+    pthread_mutex_lock(&lock);
+    long ms = state.context ? 0 : enter_ms;
+    pthread_mutex_unlock(&lock);
+    nanosleep(&(struct timespec){.tv_sec = ms / 1000, .tv_nsec = ms % 1000 * 1000000},
+              NULL);
     pthread_mutex_lock(&lock);
     int rc = enter_rc;
     if (rc == 0)

@@ -20,5 +20,9 @@ struct sim_state sim_state(void);
 /* Calls from now on that fail with this code: enter, alloc (device), run. */
 void sim_fail_enter(int rc);
 void sim_fail_alloc(int rc);
+/* Making the context takes so long. */
+void sim_slow_enter(long ms);
+/* The device is for one process at a time. */
+void sim_set_exclusive(bool exclusive);
 
 #endif

@@ -23,6 +23,7 @@
 struct client {
     struct sfx s;
     struct qf_fuse_context context;
+    struct qf_passthrough_device device;
     struct fuse_session *session;
     int ends[2]; /* ours, the session's */
     pthread_t thread;
@@ -57,10 +58,9 @@ static inline bool write_exactly(int fd, const void *from, size_t size)
 }
 
 /* What /dev/fuse does: one request a read, one reply a write. */
-static inline ssize_t session_read(int fd, void *buf, size_t size, void *userdata)
+static inline ssize_t session_read(int fd, void *buf, size_t size)
 {
     struct fuse_in_header header;
-    (void)userdata;
     if (!read_exactly(fd, &header, sizeof header))
         return 0;
     if (header.len > size || header.len < sizeof header)
@@ -71,11 +71,9 @@ static inline ssize_t session_read(int fd, void *buf, size_t size, void *userdat
     return header.len;
 }
 
-static inline ssize_t session_writev(int fd, struct iovec *iov, int count,
-                                     void *userdata)
+static inline ssize_t session_writev(int fd, const struct iovec *iov, int count)
 {
     ssize_t total = 0;
-    (void)userdata;
     for (int i = 0; i < count; i++) {
         if (!write_exactly(fd, iov[i].iov_base, iov[i].iov_len))
             return -1;
@@ -186,10 +184,9 @@ static inline struct fuse_init_out call_init(struct client *c)
 
 /* ---- both ends ---- */
 
-static inline void client_begin(struct client *c)
+/* `prepare` (or NULL) is called before the tree is opened, the store being there. */
+static inline void client_begin(struct client *c, void (*prepare)(struct client *c))
 {
-    static const struct fuse_custom_io io = {.read = session_read,
-                                             .writev = session_writev};
     char words[32];
     snprintf(words, sizeof words, "max_read=%u", QF_FUSE_READ_SIZE_MAX);
     char *argv[] = {(char *)"test", (char *)"-o", words, NULL};
@@ -198,14 +195,21 @@ static inline void client_begin(struct client *c)
     sfx_begin(&c->s);
     sfx_model(&c->s, "org/model");
     tmpdir_write_text(c->s.dir, "notes.txt", "text");
+    if (prepare != NULL)
+        prepare(c);
     sfx_open(&c->s, "nf4:int8");
-    c->context = (struct qf_fuse_context){.tree = c->s.tree, .attr_ttl_s = ATTR_TTL};
+    c->context = (struct qf_fuse_context){.tree = c->s.tree,
+                                          .attr_ttl_s = ATTR_TTL,
+                                          .passthrough = c->s.passthrough,
+                                          .device = c->device,
+                                          .read = session_read,
+                                          .writev = session_writev};
     c->session =
         fuse_session_new(&args, qf_fuse_ops(), sizeof *qf_fuse_ops(), &c->context);
     assert_non_null(c->session);
     fuse_opt_free_args(&args);
     assert_int_equal(socketpair(AF_UNIX, SOCK_STREAM, 0, c->ends), 0);
-    assert_int_equal(fuse_session_custom_io(c->session, &io, c->ends[1]), 0);
+    assert_int_equal(fuse_session_custom_io(c->session, qf_fuse_io(), c->ends[1]), 0);
     assert_int_equal(pthread_create(&c->thread, NULL, session_main, c->session), 0);
 }
 

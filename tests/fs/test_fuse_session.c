@@ -10,7 +10,7 @@ static struct client c;
 static int setup(void **state)
 {
     (void)state;
-    client_begin(&c);
+    client_begin(&c, NULL);
     return 0;
 }
 
@@ -161,6 +161,97 @@ static void test_open(void **state)
     assert_true(c.reply_size > 100);
     assert_memory_equal(c.reply, "version=", 8);
     assert_int_equal(call_release(&c, FUSE_RELEASE, status, open.fh), 0);
+}
+
+/* Whether the metrics, read as a file, have this line. */
+static bool has_metric(const char *line)
+{
+    struct fuse_open_out open;
+    uint64_t node = walk(&c, ".quantfs/metrics").nodeid;
+    assert_int_equal(call_open(&c, FUSE_OPEN, node, O_RDONLY, &open), 0);
+    assert_int_equal(open.open_flags, FOPEN_DIRECT_IO);
+    assert_int_equal(call_read(&c, FUSE_READ, node, open.fh, 0, 65536), 0);
+    bool found = memmem(c.reply, c.reply_size, line, strlen(line)) != NULL;
+    assert_int_equal(call_release(&c, FUSE_RELEASE, node, open.fh), 0);
+    return found;
+}
+
+/* One thread serves: a reply is counted before the next request is read. */
+static void test_metrics(void **state)
+{
+    (void)state;
+    struct fuse_entry_out e;
+    struct fuse_forget_in one = {.nlookup = 1};
+    for (int i = 0; i < 3; i++)
+        assert_int_equal(call_lookup(&c, FUSE_ROOT_ID, "absent", &e), -ENOENT);
+    assert_int_equal(call_lookup(&c, UNKNOWN, "x", &e), -ESTALE);
+    assert_int_equal(call(&c, FUSE_STATFS, FUSE_ROOT_ID, NULL, 0), 0);
+    send_request(&c, FUSE_FORGET, UNKNOWN, &one, sizeof one);
+    assert_int_equal(call(&c, FUSE_MKNOD, FUSE_ROOT_ID, "12345678x", 10), -ENOSYS);
+    assert_true(has_metric("quantfs_requests_total{kind=\"init\"} 1\n"));
+    assert_true(has_metric("{kind=\"lookup\",errno=\"ENOENT\"} 3\n"));
+    assert_true(has_metric("{kind=\"lookup\",errno=\"ESTALE\"} 1\n"));
+    assert_true(has_metric("{kind=\"other\",errno=\"ENOSYS\"} 1\n"));
+    assert_true(has_metric("quantfs_requests_total{kind=\"statfs\"} 1\n"));
+    assert_true(has_metric("quantfs_requests_total{kind=\"forget\"} 1\n"));
+    assert_true(has_metric("quantfs_requests_total{kind=\"read\"} 6\n"));
+    assert_true(has_metric("quantfs_request_seconds_count{kind=\"read\"} 7\n"));
+    /* four failed ones, and two in each of the nine walks */
+    assert_true(has_metric("quantfs_requests_total{kind=\"lookup\"} 22\n"));
+}
+
+static int call_getxattr(uint64_t node, const char *name, uint32_t size)
+{
+    unsigned char body[256];
+    struct fuse_getxattr_in in = {.size = size};
+    memcpy(body, &in, sizeof in);
+    strcpy((char *)body + sizeof in, name);
+    return call(&c, FUSE_GETXATTR, node, body, sizeof in + strlen(name) + 1);
+}
+
+static int call_listxattr(uint64_t node, uint32_t size)
+{
+    struct fuse_getxattr_in in = {.size = size};
+    return call(&c, FUSE_LISTXATTR, node, &in, sizeof in);
+}
+
+static void test_xattr(void **state)
+{
+    (void)state;
+    static const char list[] = "user.quantfs.codec\0user.quantfs.settings\0"
+                               "user.quantfs.source\0user.quantfs.size_source\0"
+                               "user.quantfs.key";
+    struct fuse_getxattr_out out;
+    uint64_t node = walk(&c, SHARD).nodeid;
+    assert_int_equal(call_getxattr(node, "user.quantfs.codec", 0), 0);
+    assert_int_equal(c.reply_size, sizeof out);
+    memcpy(&out, c.reply, sizeof out);
+    assert_int_equal(out.size, 3);
+    assert_int_equal(call_getxattr(node, "user.quantfs.codec", 2), -ERANGE);
+    assert_int_equal(call_getxattr(node, "user.quantfs.codec", 3), 0);
+    assert_int_equal(c.reply_size, 3);
+    assert_memory_equal(c.reply, "nf4", 3);
+    assert_int_equal(call_getxattr(node, "user.quantfs.nothing", 100), -ENODATA);
+    assert_int_equal(call_getxattr(node, "security.capability", 20), -EOPNOTSUPP);
+    assert_int_equal(call_getxattr(node, "system.posix_acl_access", 0), -EOPNOTSUPP);
+    assert_int_equal(call_getxattr(UNKNOWN, "security.capability", 0), -EOPNOTSUPP);
+    assert_int_equal(call_getxattr(UNKNOWN, "user.quantfs.codec", 0), -ESTALE);
+    assert_int_equal(call_listxattr(node, 0), 0);
+    memcpy(&out, c.reply, sizeof out);
+    assert_int_equal(out.size, sizeof list);
+    assert_int_equal(call_listxattr(node, sizeof list - 1), -ERANGE);
+    assert_int_equal(call_listxattr(node, 4096), 0);
+    assert_int_equal(c.reply_size, sizeof list);
+    assert_memory_equal(c.reply, list, sizeof list);
+    assert_int_equal(call_listxattr(FUSE_ROOT_ID, 4096), 0);
+    assert_int_equal(c.reply_size, 0);
+    assert_int_equal(call_listxattr(UNKNOWN, 0), -ESTALE);
+    struct fuse_setxattr_in set = {.size = 0};
+    unsigned char body[64] = {0};
+    memcpy(body, &set, FUSE_COMPAT_SETXATTR_IN_SIZE);
+    strcpy((char *)body + FUSE_COMPAT_SETXATTR_IN_SIZE, "user.x");
+    assert_int_equal(call(&c, FUSE_SETXATTR, node, body, sizeof body), -EROFS);
+    assert_int_equal(call_name(&c, FUSE_REMOVEXATTR, node, "user.x"), -EROFS);
 }
 
 static void test_stale(void **state)
@@ -315,15 +406,31 @@ static void test_statfs(void **state)
 static void test_refused(void **state)
 {
     (void)state;
-    static const uint32_t ops[] = {FUSE_SETATTR,   FUSE_READLINK,  FUSE_SYMLINK,
-                                   FUSE_MKNOD,     FUSE_MKDIR,     FUSE_UNLINK,
-                                   FUSE_RMDIR,     FUSE_RENAME,    FUSE_RENAME2,
-                                   FUSE_LINK,      FUSE_WRITE,     FUSE_SETXATTR,
-                                   FUSE_GETXATTR,  FUSE_LISTXATTR, FUSE_REMOVEXATTR,
-                                   FUSE_CREATE,    FUSE_FSYNC,     FUSE_FLUSH,
-                                   FUSE_FALLOCATE, FUSE_IOCTL,     FUSE_FSYNCDIR,
-                                   FUSE_ACCESS,    FUSE_BMAP,      FUSE_COPY_FILE_RANGE,
-                                   FUSE_LSEEK,     FUSE_GETLK,     9999};
+    static const uint32_t ops[] = {FUSE_SETATTR,
+                                   FUSE_READLINK,
+                                   FUSE_SYMLINK,
+                                   FUSE_MKNOD,
+                                   FUSE_MKDIR,
+                                   FUSE_UNLINK,
+                                   FUSE_RMDIR,
+                                   FUSE_RENAME,
+                                   FUSE_RENAME2,
+                                   FUSE_LINK,
+                                   FUSE_WRITE,
+                                   FUSE_SETXATTR,
+                                   FUSE_REMOVEXATTR,
+                                   FUSE_CREATE,
+                                   FUSE_FSYNC,
+                                   FUSE_FLUSH,
+                                   FUSE_FALLOCATE,
+                                   FUSE_IOCTL,
+                                   FUSE_FSYNCDIR,
+                                   FUSE_ACCESS,
+                                   FUSE_BMAP,
+                                   FUSE_COPY_FILE_RANGE,
+                                   FUSE_LSEEK,
+                                   FUSE_GETLK,
+                                   9999};
     unsigned char body[256] = {0};
     uint64_t node = walk(&c, SHARD).nodeid;
     memset(body + 100, 'x', 20);
@@ -347,6 +454,8 @@ int main(void)
         WITH_INIT(test_getattr),
         WITH_INIT(test_read),
         WITH_INIT(test_open),
+        WITH_INIT(test_metrics),
+        WITH_INIT(test_xattr),
         WITH_INIT(test_stale),
         WITH_INIT(test_readdir),
         WITH_INIT(test_forget),

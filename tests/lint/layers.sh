@@ -66,7 +66,7 @@ function say(what) { printf "%s:%d: %s\n", FILENAME, FNR, what }
         say("includes " name ": it says that it is private to " target "/")
         next
     }
-    if (target == "cuda" && FILENAME ~ /^cli\/cmd_[a-z0-9_]+\.c$/) next
+    if (target == "cuda" && FILENAME ~ /^cli\/(cmd_[a-z0-9_]+|stack)\.c$/) next
     if (index(" " law[folder] " ", " " target " ") == 0)
         say("includes " name ": " folder "/ may only include: " law[folder])
 }' "${files[@]}")

@@ -74,10 +74,14 @@ for pair in quant:base cuda:quant ckpt:base view:quant view:ckpt engine:cache fs
     plant "${pair%:*}/x.c" "#include \"${pair#*:}/y.h\""
     expect "layers, $pair is allowed" "" "$here/layers.sh" "$work/tree"
 done
-plant cli/cmd_mount.c '#include "cuda/cuda_backend.h"'
-expect "layers, a composition root" "" "$here/layers.sh" "$work/tree"
-plant cli/main.c '#include "cuda/cuda_backend.h"'
-expect "layers, cuda in main.c" "^cli/main.c:2: " "$here/layers.sh" "$work/tree"
+for file in cmd_doctor.c stack.c; do
+    plant "cli/$file" '#include "cuda/cuda_backend.h"'
+    expect "layers, a composition root, $file" "" "$here/layers.sh" "$work/tree"
+done
+for file in main.c stack.h stacks.c; do
+    plant "cli/$file" '#include "cuda/cuda_backend.h"'
+    expect "layers, cuda in $file" "^cli/$file:2: " "$here/layers.sh" "$work/tree"
+done
 while read -r file header; do
     plant "$file" "#  include <$header>"
     expect "layers, $header in $file" "^$file:2: includes $header" \

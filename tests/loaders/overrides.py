@@ -4,7 +4,11 @@
 
     QUANTFS_BIN=build/ci/cli/quantfs python tests/loaders/overrides.py
 
-One line a check: "pass NAME" or "fail NAME: why"."""
+One line a check: "pass NAME" or "fail NAME: why".
+
+Each check is a process, and the libraries take seconds to import: they are imported once,
+before the processes part. That is safe as long as nothing has started a thread by then,
+which OMP_NUM_THREADS=1 and doing no arithmetic here see to."""
 import json
 import os
 import shutil
@@ -13,7 +17,8 @@ import tempfile
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.join(os.path.dirname(HERE), "mount"))
-os.environ.update(HF_HUB_OFFLINE="1", TORCHDYNAMO_DISABLE="1", TQDM_DISABLE="1")
+os.environ.update(HF_HUB_OFFLINE="1", TORCHDYNAMO_DISABLE="1", TQDM_DISABLE="1",
+                  OMP_NUM_THREADS="1", MKL_NUM_THREADS="1")
 import qfmount  # noqa: E402
 
 
@@ -75,9 +80,20 @@ CASES = {
 }
 
 
-def load_and_check(path, view, check):
+def import_libraries():
+    """Also what from_pretrained would import only when it is called."""
+    global torch, AutoModelForCausalLM
+    import bitsandbytes  # noqa: F401
     import torch
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, LlamaForCausalLM  # noqa: F401
+    from transformers.quantizers import auto  # noqa: F401
+    torch.set_num_threads(1)
+    threads = len(os.listdir("/proc/self/task"))
+    if threads != 1:
+        raise SystemExit(f"{threads} threads run before the processes part")
+
+
+def load_and_check(path, view, check):
     model = AutoModelForCausalLM.from_pretrained(path)
     wrong = check(model, view)
     if wrong is None and not model(torch.arange(12)[None]).logits.isfinite().all():
@@ -110,6 +126,7 @@ def main():
     if reason:
         print(f"skip overrides: {reason}")
         return 77
+    import_libraries()
     store = tempfile.mkdtemp(prefix="quantfs-overrides-")
     try:
         qfmount.run("demo", f"{store}/demo")

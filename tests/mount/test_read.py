@@ -6,6 +6,7 @@ import errno
 import mmap
 import os
 import random
+import shutil
 import subprocess
 import sys
 import threading
@@ -55,6 +56,20 @@ class Read(qfmount.StoreCase):
                                      f"{name} {off}+{size}")
                 self.assertEqual(os.pread(fd, 10, len(data)), b"")
                 self.assertEqual(os.pread(fd, 10, len(data) + 12345), b"")
+                os.close(fd)
+
+    def test_direct(self):
+        """O_DIRECT: past the page cache, also where it has other pages of the file."""
+        want = self.reference()
+        with qfmount.Mount(self.store) as m:
+            for name, data in want.items():
+                self.assertEqual(S.read_file(m.path(name))[:100], data[:100])
+                fd = os.open(m.path(name), os.O_RDONLY | os.O_DIRECT)
+                buffer = mmap.mmap(-1, 1 << 20)
+                for off in range(0, len(data) + 1, 1 << 20):
+                    n = os.preadv(fd, [buffer], off)
+                    self.assertEqual(n, min(1 << 20, len(data) - off), name)
+                    self.assertTrue(buffer[:n] == data[off:off + n], f"{name} {off}")
                 os.close(fd)
 
     def test_mmap(self):
@@ -127,6 +142,38 @@ class Read(qfmount.StoreCase):
             status = m.status()
             self.assertEqual(status["chunks_encoded"], 0)
             self.assertGreater(status["cache_hits"], 0)
+
+    def test_hub_blob_keeps_its_cache(self):
+        """A blob is named by its contents: moved or downloaded again (another inode,
+        another time) it is the same source; any other file is a new one."""
+        repo = f"{self.store}/hub/models--org--net"
+        S.write_llama(f"{repo}/snapshots/0a1b", hidden=200, inter=330)
+        plain = f"{repo}/snapshots/0a1b/model.safetensors"
+        blob = f"{repo}/blobs/{S.sha256(plain)}"
+        os.mkdir(f"{repo}/blobs")
+        os.rename(plain, blob)
+        os.symlink(f"../../blobs/{os.path.basename(blob)}", plain)
+        name = "nf4/hub/models--org--net/snapshots/0a1b/model.safetensors"
+
+        def encoded():
+            with qfmount.Mount(self.store, cache=self.cache) as m:
+                data = S.read_file(m.path(name))
+                return data, m.status()["chunks_encoded"]
+
+        data, count = encoded()
+        self.assertGreater(count, 0)
+        shutil.copy(blob, blob + ".new")
+        os.replace(blob + ".new", blob)
+        self.assertEqual(encoded(), (data, 0))
+        os.rename(repo, f"{self.store}/hub/models--org--other")
+        name = name.replace("--net", "--other")
+        self.assertEqual(encoded(), (data, 0))
+        # The same file under a name that says nothing.
+        repo = f"{self.store}/hub/models--org--other"
+        os.remove(f"{repo}/snapshots/0a1b/model.safetensors")
+        os.rename(f"{repo}/blobs/{os.path.basename(blob)}",
+                  f"{repo}/snapshots/0a1b/model.safetensors")
+        self.assertEqual(encoded(), (data, count))
 
     def test_killed_server(self):
         """kill -9 in the middle of a read; then the cache is good, or empty, never wrong."""

@@ -116,12 +116,13 @@ def matched_by_all(path, skips, loaders=LOADERS):
     return all(any(f(path, s) for s in skips) for f in loaders)
 
 
-def plan(tensors, config, table_on=True):
-    """tensors: {name: (st_dtype, shape)} over ALL shards; config: dict of config.json. None: serve the directory unquantized."""
+def plan(tensors, config, table_on=True, vae=False):
+    """tensors: {name: (st_dtype, shape)} over ALL shards; config: dict of config.json. None: serve the directory unquantized.
+    vae: as if all modules of an autoencoder were forced."""
     if config.get("model_type") in UNSUPPORTED or config.get("quantization_config"):
         return None
     diff = "_class_name" in config
-    if diff and any(w in config["_class_name"] for w in ("Autoencoder", "VAE", "Vae", "VQModel")):
+    if diff and not vae and any(w in config["_class_name"] for w in ("Autoencoder", "VAE", "Vae", "VQModel")):
         return None                                   # left alone unless its modules are forced
     mt = config.get("_class_name") if diff else config.get("model_type", "")
     arch = mt if diff else (config.get("architectures") or [""])[0]

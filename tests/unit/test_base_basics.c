@@ -154,17 +154,45 @@ static void test_hash(void **state)
     struct qf_hash128 h = qf_hash128("", 0);
     assert_true(h.low == UINT64_C(0x6001c324468d497f));
     assert_true(h.high == UINT64_C(0x99aa06d3014798d8));
+    unsigned char bytes[3000];
+    for (size_t i = 0; i < sizeof bytes; i++)
+        bytes[i] = (unsigned char)(i * 7);
+    qf_hash64_stream *stream = qf_hash64_stream_new();
+    assert_non_null(stream);
+    assert_true(qf_hash64_stream_value(stream) == qf_hash64("", 0));
+    for (size_t off = 0, n = 1; off < sizeof bytes; off += n, n = n * 2 + 1) {
+        n = n < sizeof bytes - off ? n : sizeof bytes - off;
+        qf_hash64_stream_add(stream, bytes + off, n);
+        assert_true(qf_hash64_stream_value(stream) == qf_hash64(bytes, off + n));
+    }
+    qf_hash64_stream_free(stream);
+    qf_hash64_stream_free(NULL);
     struct qf_hash128 a = qf_hash128("a", 1), b = qf_hash128("b", 1);
     assert_true(qf_hash128_eq(a, a));
     assert_false(qf_hash128_eq(a, b));
 }
 
+static void test_err_is_of_file(void **state)
+{
+    (void)state;
+    static const int of_file[] = {ENOENT, EACCES, ELOOP, ESTALE, EXDEV, EOPNOTSUPP};
+    static const int trouble[] = {0, EIO, ENOMEM, EMFILE, ENFILE, EINTR, ETIMEDOUT};
+    for (size_t i = 0; i < sizeof of_file / sizeof of_file[0]; i++)
+        assert_true(qf_err_is_of_file(-of_file[i]));
+    for (size_t i = 0; i < sizeof trouble / sizeof trouble[0]; i++)
+        assert_false(qf_err_is_of_file(-trouble[i]));
+}
+
 int main(void)
 {
-    const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_buf),         cmocka_unit_test(test_buf_failure),
-        cmocka_unit_test(test_buf_json),    cmocka_unit_test(test_dtypes),
-        cmocka_unit_test(test_torch_names), cmocka_unit_test(test_bytes),
-        cmocka_unit_test(test_err),         cmocka_unit_test(test_hash)};
+    const struct CMUnitTest tests[] = {cmocka_unit_test(test_err_is_of_file),
+                                       cmocka_unit_test(test_buf),
+                                       cmocka_unit_test(test_buf_failure),
+                                       cmocka_unit_test(test_buf_json),
+                                       cmocka_unit_test(test_dtypes),
+                                       cmocka_unit_test(test_torch_names),
+                                       cmocka_unit_test(test_bytes),
+                                       cmocka_unit_test(test_err),
+                                       cmocka_unit_test(test_hash)};
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -85,7 +85,7 @@ static void test_overwrite(void **state)
     sem_init(&done, 0, 0);
     static const char *const texts[] = {"first", "second, longer", "third", "third"};
     for (int i = 0; i < 4; i++)
-        qf_store_put(store, value_key(7), texts[i], strlen(texts[i]), post, &done);
+        qf_store_put(store, value_key(7), 0, texts[i], strlen(texts[i]), post, &done);
     qf_store_flush(store);
     for (int i = 0; i < 4; i++)
         assert_int_equal(sem_trywait(&done), 0);
@@ -244,17 +244,18 @@ static void test_queue_full(void **state)
     struct gate gate;
     sem_init(&gate.entered, 0, 0);
     sem_init(&gate.leave, 0, 0);
-    qf_store_put(store, value_key(0), "x", 1, wait_in_gate, &gate);
+    qf_store_put(store, value_key(0), 0, "x", 1, wait_in_gate, &gate);
     sem_wait(&gate.entered);
     unsigned char *data = calloc(1, QF_STORED_SIZE_MAX);
     assert_non_null(data);
     const int fit = (int)(QF_CACHE_QUEUE_SIZE_MAX / (QF_STORED_SIZE_MAX + 128));
     int done = 0;
     for (int i = 0; i < fit; i++)
-        qf_store_put(store, value_key(1), data, QF_STORED_SIZE_MAX, count_call, &done);
+        qf_store_put(store, value_key(1), 0, data, QF_STORED_SIZE_MAX, count_call,
+                     &done);
     assert_int_equal(done, 0);
     assert_int_equal(stats_of(store).puts_dropped, 0);
-    qf_store_put(store, value_key(2), data, QF_STORED_SIZE_MAX, count_call, &done);
+    qf_store_put(store, value_key(2), 0, data, QF_STORED_SIZE_MAX, count_call, &done);
     assert_int_equal(done, 1);
     assert_int_equal(stats_of(store).puts_dropped, 1);
     sem_post(&gate.leave);

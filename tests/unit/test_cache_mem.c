@@ -42,10 +42,10 @@ static void test_overwrite(void **state)
     (void)state;
     qf_store *store = mem_open(TEST_LIMIT);
     int done = 0;
-    qf_store_put(store, value_key(7), "first", 5, count_call, &done);
+    qf_store_put(store, value_key(7), 0, "first", 5, count_call, &done);
     struct qf_store_value old, new;
     assert_true(qf_store_get(store, value_key(7), &old));
-    qf_store_put(store, value_key(7), "second", 6, count_call, &done);
+    qf_store_put(store, value_key(7), 0, "second", 6, count_call, &done);
     assert_int_equal(done, 2);
     assert_true(qf_store_get(store, value_key(7), &new));
     assert_memory_equal(old.data, "first", 5);

@@ -42,7 +42,7 @@ static inline void value_put(qf_store *store, uint64_t number, size_t size)
     unsigned char *data = malloc(size + 1);
     assert_non_null(data);
     value_fill(data, size, number);
-    qf_store_put(store, value_key(number), data, size, free, data);
+    qf_store_put(store, value_key(number), 0, data, size, free, data);
 }
 
 /* Whether the value is found; if so it must be the right one. */

@@ -53,11 +53,29 @@ static inline void fault_backend_fini(struct fault_backend *b)
     qf_backend_close(b->real);
 }
 
+/* Some of the calls of one kind. */
+struct fault_calls {
+    _Atomic int calls;
+    _Atomic int from; /* calls from this number on (from 1) go wrong; 0: none */
+    _Atomic int count;
+};
+
+static inline bool fault_call(struct fault_calls *f)
+{
+    int call = atomic_fetch_add(&f->calls, 1) + 1;
+    int from = atomic_load(&f->from);
+    return from != 0 && call >= from && call - from < atomic_load(&f->count);
+}
+
 struct fault_store {
     qf_store base;
-    qf_store *real;       /* owned */
-    int resize;           /* added to the size of what is found */
-    _Atomic size_t loses; /* values of this size are never found */
+    qf_store *real;             /* owned */
+    struct fault_calls missing; /* gets that find nothing */
+    struct fault_calls cut;     /* finds that come back a byte short */
+    struct fault_calls dropped; /* puts that are lost */
+    int resize;                 /* added to the size of what is found */
+    _Atomic size_t loses;       /* values of this size are never found */
+    _Atomic int misses;         /* this many look-ups find nothing */
     _Atomic int puts;
     bool late; /* done is called by a thread of its own, some time later */
     pthread_t threads[64];
@@ -69,8 +87,12 @@ static inline bool fault_get(qf_store *store, struct qf_hash128 key,
                              struct qf_store_value *out)
 {
     struct fault_store *s = (struct fault_store *)store;
-    if (!qf_store_get(s->real, key, out))
+    if (atomic_load(&s->misses) > 0 && atomic_fetch_sub(&s->misses, 1) > 0)
         return false;
+    if (fault_call(&s->missing) || !qf_store_get(s->real, key, out))
+        return false;
+    if (fault_call(&s->cut))
+        out->size--;
     if (out->size == atomic_load(&s->loses)) {
         qf_store_release(s->real, out);
         return false;
@@ -87,6 +109,7 @@ static inline void fault_release(qf_store *store, struct qf_store_value *value)
 struct late_put {
     struct fault_store *store;
     struct qf_hash128 key;
+    uint64_t origin;
     const void *data;
     size_t size;
     void (*done)(void *arg);
@@ -97,20 +120,26 @@ static inline void *late_put_main(void *arg)
 {
     struct late_put *put = arg;
     usleep(20000);
-    qf_store_put(put->store->real, put->key, put->data, put->size, put->done, put->arg);
+    qf_store_put(put->store->real, put->key, put->origin, put->data, put->size,
+                 put->done, put->arg);
     free(put);
     return NULL;
 }
 
-static inline void fault_put(qf_store *store, struct qf_hash128 key, const void *data,
-                             size_t size, void (*done)(void *arg), void *arg)
+static inline void fault_put(qf_store *store, struct qf_hash128 key, uint64_t origin,
+                             const void *data, size_t size, void (*done)(void *arg),
+                             void *arg)
 {
     struct fault_store *s = (struct fault_store *)store;
     atomic_fetch_add(&s->puts, 1);
+    if (fault_call(&s->dropped)) {
+        done(arg);
+        return;
+    }
     struct late_put *put = s->late ? malloc(sizeof *put) : NULL;
     pthread_mutex_lock(&s->lock);
     if (put != NULL && s->thread_count < 64) {
-        *put = (struct late_put){s, key, data, size, done, arg};
+        *put = (struct late_put){s, key, origin, data, size, done, arg};
         pthread_create(&s->threads[s->thread_count++], NULL, late_put_main, put);
         put = NULL;
         done = NULL;
@@ -118,7 +147,7 @@ static inline void fault_put(qf_store *store, struct qf_hash128 key, const void 
     pthread_mutex_unlock(&s->lock);
     free(put);
     if (done != NULL)
-        qf_store_put(s->real, key, data, size, done, arg);
+        qf_store_put(s->real, key, origin, data, size, done, arg);
 }
 
 static inline void fault_flush(qf_store *store)

@@ -19,7 +19,7 @@ static void test_sizes(void **state)
     const size_t sizes[] = {0,      1,          16 * KIB,       16 * KIB + 1,
                             100000, 1024 * KIB, 1024 * KIB + 1, 9000000};
     struct qf_memory memory;
-    qf_memory_init(&memory, 64u << 20);
+    qf_memory_init(&memory, 64u << 20, NULL);
     uint64_t used = 0;
     void *data[8];
     for (size_t i = 0; i < 8; i++) {
@@ -45,7 +45,7 @@ static void test_reuse(void **state)
 {
     (void)state;
     struct qf_memory memory;
-    qf_memory_init(&memory, 64u << 20);
+    qf_memory_init(&memory, 64u << 20, NULL);
     void *first = qf_memory_get(&memory, 500000);
     qf_memory_put(&memory, first, 500000);
     assert_true(memory.idle > 0);
@@ -67,7 +67,7 @@ static void test_idle_is_bounded(void **state)
     (void)state;
     struct qf_memory memory;
     void *data[64];
-    qf_memory_init(&memory, 64u << 20);
+    qf_memory_init(&memory, 64u << 20, NULL);
     for (size_t i = 0; i < 64; i++)
         data[i] = qf_memory_get(&memory, 1024 * KIB);
     for (size_t i = 0; i < 64; i++)
@@ -82,7 +82,7 @@ static void test_room_and_excess(void **state)
     (void)state;
     struct qf_memory memory;
     const uint64_t limit = 100u << 20;
-    qf_memory_init(&memory, limit);
+    qf_memory_init(&memory, limit, NULL);
     assert_int_equal(qf_memory_room(&memory, 75), limit / 100 * 75);
     assert_int_equal(qf_memory_excess(&memory, 75), 0);
     void *data = qf_memory_get(&memory, 60u << 20);
@@ -117,7 +117,7 @@ static void test_threads(void **state)
     (void)state;
     struct qf_memory memory;
     pthread_t threads[4];
-    qf_memory_init(&memory, 64u << 20);
+    qf_memory_init(&memory, 64u << 20, NULL);
     for (size_t i = 0; i < 4; i++)
         assert_int_equal(pthread_create(&threads[i], NULL, get_and_put, &memory), 0);
     for (size_t i = 0; i < 4; i++) {

@@ -114,6 +114,34 @@ static void test_wrong_sizes(void **state)
     }
 }
 
+/* A chunk that is stored just after somebody did not find it, and before he owns its
+ * entry, is not encoded again. */
+static void test_stored_meanwhile(void **state)
+{
+    (void)state;
+    struct fx fx;
+    struct fault_store store;
+    struct fault_backend backend;
+    fx_begin(&fx, fx_four, 1, "nf4");
+    fault_store_init(&store, fx_store_mem(1u << 30));
+    fault_backend_init(&backend);
+    fx_open(&fx, &backend.base, &store.base, 0);
+    unsigned char *want = fx_read_all(&fx, 1u << 20);
+    fx_close(&fx);
+    assert_int_equal(backend.calls, FX_FOUR_CHUNKS);
+    atomic_store(&store.misses, 1);
+    fx_open(&fx, &backend.base, &store.base, 0);
+    unsigned char *got = fx_read_all(&fx, 1u << 20);
+    fx_close(&fx);
+    assert_memory_equal(got, want, fx.layout->file_size);
+    assert_int_equal(backend.calls, FX_FOUR_CHUNKS);
+    free(got);
+    free(want);
+    fault_store_fini(&store);
+    fault_backend_fini(&backend);
+    fx_end(&fx);
+}
+
 static qf_store *open_lmdb(const char *dir)
 {
     struct qf_store_lmdb_options options = {.dir = dir, .bytes_limit = 64u << 20};
@@ -304,8 +332,8 @@ static void test_shared_between_opens(void **state)
     struct qf_hash128 id =
         qf_source_id(qf_srcfile_ident(fx.src), fx.shard->header_hash);
     other.released = 0;
-    assert_int_equal(qf_shard_file_open(fx.engine, fx.layout, fx.src, id, fx_released,
-                                        &other, &second),
+    assert_int_equal(qf_shard_file_open(fx.engine, fx.layout, fx.src, id, 0,
+                                        fx_released, &other, &second),
                      0);
     assert_int_equal(fx_read(fx.file, codes_off(&fx), 4096, got), 4096);
     assert_int_equal(fx_read(second, codes_off(&fx), 4096, got), 4096);
@@ -323,11 +351,43 @@ static void test_shared_between_opens(void **state)
     fx_end(&fx);
 }
 
+/* A blob is what its name says, wherever it lies. */
+static void test_blob_ids(void **state)
+{
+    (void)state;
+#define SHA "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef"
+    static const char *const no_blobs[] = {
+        "",
+        "blobs/",
+        SHA,
+        "snapshots/" SHA,
+        "xblobs/" SHA,
+        "models/xblobs/" SHA,
+        "blobs/" SHA "0",
+        "blobs/x" SHA,
+        "blobs/0123456789abcdef0123456789abcdef01234567",
+        "blobs/0123456789ABCDEF0123456789abcdef0123456789abcdef0123456789abcdef",
+        "blobs/" SHA "/x",
+    };
+    struct qf_hash128 header = {1, 2}, other_header = {1, 3}, id, again;
+    for (size_t i = 0; i < sizeof no_blobs / sizeof *no_blobs; i++)
+        assert_false(qf_source_id_of_blob(no_blobs[i], 5, header, &id));
+    assert_true(qf_source_id_of_blob("blobs/" SHA, 5, header, &id));
+    assert_true(qf_source_id_of_blob("hub/models--a--b/blobs/" SHA, 5, header, &again));
+    assert_true(qf_hash128_eq(id, again));
+    assert_true(qf_source_id_of_blob("blobs/" SHA, 6, header, &again));
+    assert_false(qf_hash128_eq(id, again));
+    assert_true(qf_source_id_of_blob("blobs/" SHA, 5, other_header, &again));
+    assert_false(qf_hash128_eq(id, again));
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_memory_is_bounded),
         cmocka_unit_test(test_wrong_sizes),
+        cmocka_unit_test(test_blob_ids),
+        cmocka_unit_test(test_stored_meanwhile),
         cmocka_unit_test(test_lmdb),
         cmocka_unit_test(test_seal_in_pieces),
         cmocka_unit_test(test_no_more_than_asked),

@@ -41,6 +41,8 @@ struct sfx {
     qf_root *root;
     qf_backend *backend;
     qf_store *store;
+    qf_store *(*wrap)(qf_store *store); /* NULL, or gives another one in its place */
+    qf_passthrough *passthrough;        /* borrowed */
     qf_engine *engine;
     qf_tree *tree;
 };
@@ -54,6 +56,8 @@ static inline void sfx_open(struct sfx *s, const char *views)
         qf_cpu_backend_open(NULL, &s->backend, &err) != 0)
         fail_msg("%s", err.text);
     assert_int_equal(qf_store_mem_open(16u << 20, &s->store), 0);
+    if (s->wrap != NULL)
+        s->store = s->wrap(s->store);
     struct qf_engine_options engine = {.backend = s->backend,
                                        .store = s->store,
                                        .thread_count = 2};
@@ -62,7 +66,8 @@ static inline void sfx_open(struct sfx *s, const char *views)
                                    .views = s->views,
                                    .view_count = s->view_count,
                                    .engine = s->engine,
-                                   .store = s->store};
+                                   .store = s->store,
+                                   .passthrough = s->passthrough};
     assert_int_equal(qf_tree_new(&tree, &s->tree), 0);
 }
 

@@ -84,14 +84,17 @@ static void test_every_option(void **state)
 {
     (void)state;
     assert_int_equal(
-        parse("views=dq:nf4,cache=/c/d e,cache_size=1G,memory=64M,threads=3,isa=avx2,"
-              "attr_ttl=7,read_ahead_kb=128,fsname=x=y,allow_other,debug"),
+        parse("views=dq:nf4,cache=/c/d "
+              "e,cache_size=1G,cache_min_free=2G,memory=64M,threads=3,isa=avx2,"
+              "attr_ttl=7,read_ahead_kb=128,fsname=x=y,allow_other,passthrough=off,"
+              "debug"),
         0);
     assert_int_equal(o.view_count, 2);
     assert_string_equal(o.views[0].name, "dq");
     assert_string_equal(o.views[1].name, "nf4");
     assert_string_equal(o.cache, "/c/d e");
     assert_int_equal(o.cache_size, 1u << 30);
+    assert_int_equal(o.cache_min_free, 2u << 30);
     assert_int_equal(o.memory, 64u << 20);
     assert_int_equal(o.threads, 3);
     assert_string_equal(o.isa, "avx2");
@@ -99,9 +102,12 @@ static void test_every_option(void **state)
     assert_int_equal(o.read_ahead_kb, 128);
     assert_string_equal(o.fsname, "x=y");
     assert_true(o.allow_other);
+    assert_true(o.no_passthrough);
     assert_true(o.debug);
     /* a later list adds to an earlier one, and the last word counts */
-    assert_int_equal(qf_mount_options_parse(&o, "attr_ttl=0,views=int8", NULL), 0);
+    assert_int_equal(
+        qf_mount_options_parse(&o, "attr_ttl=0,views=int8,passthrough=auto", NULL), 0);
+    assert_false(o.no_passthrough);
     assert_int_equal(o.attr_ttl_s, 0);
     assert_int_equal(o.view_count, 1);
     assert_int_equal(o.threads, 3);
@@ -132,10 +138,14 @@ static void test_refusals(void **state)
     assert_refused("views=nf5", "nf5");
     assert_refused("views=nf4:", "views");
     assert_refused("views=nf4:nf4", "nf4");
+    assert_refused("passthrough", "passthrough");
+    assert_refused("passthrough=", "passthrough");
+    assert_refused("passthrough=on", "passthrough");
     assert_refused("cache", "cache");
     assert_refused("cache=", "cache");
     assert_refused("cache_size=big", "cache_size");
     assert_refused("cache_size=", "cache_size");
+    assert_refused("cache_min_free=10%", "cache_min_free");
     assert_refused("memory=-1", "memory");
     assert_refused("memory=99999999999999999999", "memory");
     assert_refused("threads=many", "threads");

@@ -123,7 +123,8 @@ static void test_listing(void **state)
     uint64_t model = sfx_entry(&s, "nf4/org/model").st.st_ino;
     assert_string_equal(sfx_list(&s, nf4), "notes.txt org/");
     assert_string_equal(sfx_list(&s, model), "README.md config.json model.safetensors");
-    assert_string_equal(sfx_list(&s, sfx_entry(&s, ".quantfs").st.st_ino), "status");
+    assert_string_equal(sfx_list(&s, sfx_entry(&s, ".quantfs").st.st_ino),
+                        "metrics status");
     assert_dots(&s, QF_NODE_ROOT, QF_NODE_ROOT);
     assert_dots(&s, nf4, QF_NODE_ROOT);
     assert_dots(&s, org, nf4);
