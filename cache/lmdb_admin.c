@@ -40,9 +40,8 @@ struct listing {
     qf_lmdb_store *store;
     struct qf_admin_list *list;
     size_t capacity;
-    size_t sorted; /* of the list, by id: those that have a name */
     MDB_txn *txn;
-    int rc;
+    bool no_memory;
 };
 
 static struct qf_admin_origin *add_origin(struct listing *l, uint64_t id,
@@ -102,13 +101,32 @@ static int by_names(const void *a, const void *b)
     return order != 0 ? order : strcmp(x->view, y->view);
 }
 
-/* What nobody has named since the listing began is counted as not known. */
+static void sort_by_id(struct listing *l)
+{
+    qsort(l->list->origins, l->list->count, sizeof l->list->origins[0], by_id);
+}
+
 static struct qf_admin_origin *find_origin(const struct listing *l, uint64_t id)
 {
     const struct qf_admin_origin key = {.id = id};
-    struct qf_admin_origin *found =
-        bsearch(&key, l->list->origins, l->sorted, sizeof key, by_id);
-    return found != NULL ? found : &l->list->origins[0];
+    return bsearch(&key, l->list->origins, l->list->count, sizeof key, by_id);
+}
+
+/* The origin of a use, which may have been written since the listing began: it came in
+ * the transaction of the use, so this one knows it. An id without a record is counted as
+ * not known, in the entry of id 0. NULL: no memory. */
+static struct qf_admin_origin *origin_of(struct listing *l, MDB_txn *txn, uint64_t id)
+{
+    struct qf_admin_origin *found = find_origin(l, id);
+    struct qf_lmdb_origin late;
+    if (found != NULL)
+        return found;
+    if (!qf_lmdb_origin_get(l->store, txn, id, &late))
+        return find_origin(l, 0);
+    if (take_origin(&late, l) != 0)
+        return NULL;
+    sort_by_id(l);
+    return find_origin(l, id);
 }
 
 static int list_use(void *arg, MDB_txn *txn, const struct qf_hash128 *key,
@@ -118,7 +136,11 @@ static int list_use(void *arg, MDB_txn *txn, const struct qf_hash128 *key,
     struct qf_lmdb_use use;
     if (!read_use(val, &use))
         return 0;
-    struct qf_admin_origin *origin = find_origin(l, use.origin);
+    struct qf_admin_origin *origin = origin_of(l, txn, use.origin);
+    if (origin == NULL) {
+        l->no_memory = true;
+        return 1;
+    }
     bool file = is_file(l->store, txn, key);
     *(file ? &origin->files : &origin->values) += 1;
     *(file ? &origin->file_bytes : &origin->bytes) += use.size;
@@ -159,18 +181,18 @@ int qf_admin_list(qf_store *base, struct qf_admin_list *out)
     } else if (rc == 0) {
         rc = -EIO;
     }
-    if (rc == 0) {
-        qsort(out->origins, out->count, sizeof out->origins[0], by_id);
-        l.sorted = out->count;
-    }
+    if (rc == 0)
+        sort_by_id(&l);
     struct qf_lmdb_walk walk = {.store = store,
                                 .dbi = store->uses,
                                 .more = true,
                                 .each = list_use,
                                 .arg = &l,
                                 .entries_max = USES_AT_ONCE};
-    while (rc == 0 && walk.more)
+    while (rc == 0 && walk.more && !l.no_memory)
         rc = qf_lmdb_walk_on(&walk);
+    if (l.no_memory)
+        rc = -ENOMEM;
     if (rc != 0) {
         qf_admin_list_fini(out);
         return rc;

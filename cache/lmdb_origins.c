@@ -160,13 +160,19 @@ int qf_lmdb_origins_each(qf_lmdb_store *store, MDB_txn *txn,
     return rc == MDB_NOTFOUND ? 0 : rc;
 }
 
-bool qf_lmdb_origin_pinned(qf_lmdb_store *store, MDB_txn *txn, uint64_t id)
+bool qf_lmdb_origin_get(qf_lmdb_store *store, MDB_txn *txn, uint64_t id,
+                        struct qf_lmdb_origin *out)
 {
-    struct qf_lmdb_origin origin;
     MDB_val key = {.mv_size = sizeof id, .mv_data = &id};
     MDB_val val;
     return id != 0 && mdb_get(txn, store->origins, &key, &val) == 0 &&
-           read_origin(&key, &val, &origin) && origin.pinned;
+           read_origin(&key, &val, out);
+}
+
+bool qf_lmdb_origin_pinned(qf_lmdb_store *store, MDB_txn *txn, uint64_t id)
+{
+    struct qf_lmdb_origin origin;
+    return qf_lmdb_origin_get(store, txn, id, &origin) && origin.pinned;
 }
 
 int qf_lmdb_origin_pin(qf_lmdb_store *store, MDB_txn *txn, uint64_t id, bool pinned)

@@ -317,6 +317,10 @@ uint64_t qf_lmdb_origin(qf_store *base, const char *view, const char *store_path
                         const char *model_path);
 /* Puts down what qf_lmdb_origin knows by that id, unless it is there. */
 int qf_lmdb_origin_write(qf_lmdb_store *store, MDB_txn *txn, uint64_t id) QF_MUST_CHECK;
+/* False when no record of this id is there, or a damaged one. What it gives points into
+ * the transaction. */
+bool qf_lmdb_origin_get(qf_lmdb_store *store, MDB_txn *txn, uint64_t id,
+                        struct qf_lmdb_origin *out);
 bool qf_lmdb_origin_pinned(qf_lmdb_store *store, MDB_txn *txn, uint64_t id);
 /* MDB_NOTFOUND */
 int qf_lmdb_origin_pin(qf_lmdb_store *store, MDB_txn *txn, uint64_t id,

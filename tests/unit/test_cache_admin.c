@@ -361,7 +361,7 @@ static int be_daemon(const char *dir, int ready, int stop)
     char byte = 'r';
     int flags = fcntl(stop, F_GETFL);
     bool fine = fcntl(stop, F_SETFL, flags | O_NONBLOCK) == 0;
-    for (uint64_t i = 0; fine && read(stop, &byte, 1) != 1; i++) {
+    for (uint64_t i = 0; fine && read(stop, &byte, 1) < 0; i++) {
         origin_put(store, origin, i % 40, 10000);
         (void)value_found(store, (i + 7) % 40, 10000);
         qf_store_flush(store);
@@ -381,8 +381,13 @@ static void test_beside_a_daemon(void **state)
     char byte;
     assert_true(pipe(ready) == 0 && pipe(stop) == 0);
     pid_t pid = fork();
-    if (pid == 0)
+    if (pid == 0) {
+        close(ready[0]);
+        close(stop[1]); /* whatever ends the test ends the pipe, and so this process */
         _exit(be_daemon(dir, ready[1], stop[0]));
+    }
+    close(ready[1]);
+    close(stop[0]);
     assert_int_equal(read(ready[0], &byte, 1), 1);
     qf_store *store = open_existing(dir);
     const struct qf_admin_watch watch = {0};
@@ -405,10 +410,8 @@ static void test_beside_a_daemon(void **state)
     assert_int_equal(waitpid(pid, &status, 0), pid);
     assert_int_equal(status, 0);
     qf_store_close(store);
-    for (int i = 0; i < 2; i++) {
-        close(ready[i]);
-        close(stop[i]);
-    }
+    close(ready[0]);
+    close(stop[1]);
     tmpdir_remove(dir);
 }
 
