@@ -145,6 +145,7 @@ class Metrics(qfmount.StoreCase):
             self.assertEqual(got["encoded"], 0)
             self.assertGreater(got["cache"], 0)
             self.assertGreater(self.get("cache_hits_total"), 0)
+            self.assertEqual(self.get("cache_hits_total"), m.status()["cache_hits"])
             self.assertEqual(self.get("chunks_encoded_total", backend=self.backend()), 0)
 
     def backend(self):
