@@ -12,6 +12,9 @@ import servers
 from common import MIB, Skip, Table, cat, copy_file, interleaved
 
 SHARD = "llama/model.safetensors"
+# Of what is read again: a kernel that reclaims by itself (DAMON) takes a page here and
+# there even when memory is free.
+RECLAIMED_MAX = 0.001
 
 
 def first(ctx):
@@ -172,6 +175,6 @@ def again(ctx):
                       took[w, base] / took[w, f])
     table.notes.append(f"Bytes that the daemon served meanwhile: {served} "
                        f"({2 * ctx.reps} readings of {size / MIB:.0f} MiB).")
-    if served != 0:
+    if served > 2 * ctx.reps * size * RECLAIMED_MAX:
         raise RuntimeError(f"the daemon was asked for {served} bytes that were cached")
     return table

@@ -185,19 +185,43 @@ static void close_backing(void *arg, int id)
     qf_wire_backing_close(fuse_session_fd(daemon->session), id);
 }
 
+/* INIT cannot raise read-ahead above 128 KiB; root can, here, once INIT is answered
+ * (which sets it to what was agreed). Without it a memcpy from a mapping makes requests
+ * of 128 KiB one at a time. */
+static void raise_read_ahead(void *arg)
+{
+    const qf_daemon *daemon = arg;
+    struct mount_line mount;
+    char path[128];
+    if (daemon->read_ahead_kb == 0 || !find_mount(daemon->mountpoint, &mount))
+        return;
+    snprintf(path, sizeof path, "/sys/class/bdi/%s/read_ahead_kb", mount.device);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) {
+        qf_log(QF_LOG_DEBUG, "%s: %s (read-ahead stays as it is)", path,
+               strerror(errno));
+        return;
+    }
+    char text[16];
+    int n = snprintf(text, sizeof text, "%u", daemon->read_ahead_kb);
+    if (write(fd, text, (size_t)n) != n)
+        qf_log(QF_LOG_DEBUG, "%s: %s", path, strerror(errno));
+    close(fd);
+}
+
 /* libfuse has mounted; only its reading and writing is replaced. A libfuse that has
  * talked to the kernel before this (a synchronous INIT) leaves passthrough off. */
 static void hook_io(qf_daemon *daemon)
 {
-    qf_passthrough *passthrough = daemon->context.passthrough;
-    if (!qf_passthrough_wanted(passthrough))
-        return;
+    daemon->context.started = raise_read_ahead;
+    daemon->context.started_arg = daemon;
     daemon->context.device = (struct qf_passthrough_device){.open = open_backing,
                                                             .close = close_backing,
                                                             .arg = daemon};
     if (fuse_session_custom_io(daemon->session, qf_fuse_io(),
                                fuse_session_fd(daemon->session)) != 0)
-        qf_passthrough_off(passthrough, "libfuse takes no reader of ours");
+        qf_passthrough_off(daemon->context.passthrough,
+                           "libfuse takes no reader of ours");
 }
 
 int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
@@ -243,31 +267,9 @@ out:
     return 0;
 }
 
-/* INIT cannot raise read-ahead above 128 KiB; root can, here. Without it a memcpy from
- * a mapping makes requests of 128 KiB one at a time. */
-static void raise_read_ahead(const qf_daemon *daemon)
-{
-    struct mount_line mount;
-    char path[128];
-    if (daemon->read_ahead_kb == 0 || !find_mount(daemon->mountpoint, &mount))
-        return;
-    snprintf(path, sizeof path, "/sys/class/bdi/%s/read_ahead_kb", mount.device);
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0) {
-        qf_log(QF_LOG_DEBUG, "%s: %s (read-ahead stays as it is)", path,
-               strerror(errno));
-        return;
-    }
-    char text[16];
-    int n = snprintf(text, sizeof text, "%u", daemon->read_ahead_kb);
-    if (write(fd, text, (size_t)n) != n)
-        qf_log(QF_LOG_DEBUG, "%s: %s", path, strerror(errno));
-    close(fd);
-}
-
 int qf_daemon_serve(qf_daemon *daemon)
 {
-    raise_read_ahead(daemon);
+    raise_read_ahead(daemon); /* for a libfuse that has answered INIT while mounting */
     struct fuse_loop_config *config = fuse_loop_cfg_create();
     if (config == NULL)
         return -ENOMEM;

@@ -29,8 +29,9 @@ static _Thread_local struct qf_metrics_request request = {.kind = QF_METRICS_NON
 
 /* What this thread's next reply is to become. */
 static _Thread_local struct {
-    bool init;   /* it answers INIT, and the kernel offers passthrough */
-    int backing; /* not 0: it answers OPEN, with this backing file */
+    bool init;        /* it answers INIT … */
+    bool passthrough; /* … of a kernel that offers it, and it is wanted */
+    int backing;      /* not 0: it answers OPEN, with this backing file */
 } next_reply;
 
 static struct qf_fuse_context *context_of(fuse_req_t req)
@@ -378,8 +379,11 @@ static ssize_t read_request(int fd, void *buf, size_t size, void *userdata)
         qf_metrics_begin(qf_tree_metrics(context->tree), qf_wire_opcode(buf, (size_t)n),
                          qf_metrics_now_ns(), &request);
     if (n > 0 && qf_wire_is_init(buf, (size_t)n, &offered)) {
-        next_reply.init = offered;
-        if (!offered && context->passthrough != NULL)
+        bool wanted =
+            context->passthrough != NULL && qf_passthrough_wanted(context->passthrough);
+        next_reply.init = true;
+        next_reply.passthrough = wanted && offered;
+        if (wanted && !offered)
             qf_passthrough_off(context->passthrough,
                                "the kernel has none: Linux 6.9 is the first");
     }
@@ -391,20 +395,23 @@ static ssize_t write_reply(int fd, struct iovec *iov, int count, void *userdata)
     const struct qf_fuse_context *context = userdata;
     struct qf_wire_reply patched;
     int error = qf_wire_reply_error(iov, count);
-    bool init = next_reply.init && context->passthrough != NULL &&
-                qf_wire_patch_init(iov, count, &patched);
-    next_reply.init = false;
-    if (init || (next_reply.backing != 0 &&
-                 qf_wire_patch_open(iov, count, next_reply.backing, &patched)))
+    bool init = next_reply.init;
+    bool ask = next_reply.passthrough && qf_wire_patch_init(iov, count, &patched);
+    next_reply.init = next_reply.passthrough = false;
+    if (ask || (next_reply.backing != 0 &&
+                qf_wire_patch_open(iov, count, next_reply.backing, &patched)))
         iov = patched.iov;
-    if (init)
+    if (ask)
         qf_passthrough_ask(context->passthrough);
     ssize_t n = context->writev != NULL ? context->writev(fd, iov, count)
                                         : writev(fd, iov, count);
-    if (init && n > 0) /* the kernel has read it when writev returns */
+    /* The kernel has read an answer when writev returns. */
+    if (ask && n > 0)
         qf_passthrough_start(context->passthrough, &context->device);
-    else if (init)
+    else if (ask)
         qf_passthrough_off(context->passthrough, "the kernel took no answer");
+    if (init && n > 0 && error == 0 && context->started != NULL)
+        context->started(context->started_arg);
     qf_metrics_end(qf_tree_metrics(context->tree), &request, error,
                    qf_metrics_now_ns());
     return n;

@@ -155,7 +155,13 @@ class Metrics(qfmount.StoreCase):
         return name
 
     def test_requests(self):
-        with qfmount.Mount(self.store) as m:
+        self.check_requests("auto")
+
+    def test_requests_without_passthrough(self):
+        self.check_requests("off")
+
+    def check_requests(self, passthrough):
+        with qfmount.Mount(self.store, passthrough=passthrough) as m:
             self.read(m)
             before = {k: self.get("requests_total", kind=k) for k in
                       ("lookup", "open", "read", "release")}

@@ -123,6 +123,18 @@ class Read(qfmount.StoreCase):
         print(f"chunks encoded: {fresh} by 12 readers, {alone} by one")
         self.assertEqual(fresh, alone)
 
+    def test_read_ahead(self):
+        """Raised by root, in all modes; the answer to INIT does not take it back."""
+        if os.getuid() != 0:
+            self.skipTest("only root may")
+        for passthrough in ("auto", "off"):
+            for kb in (4096, 512):
+                with qfmount.Mount(self.store, cache="none", passthrough=passthrough,
+                                   read_ahead_kb=kb) as m:
+                    dev = os.stat(m.path("nf4")).st_dev  # answered: INIT is, too
+                    path = f"/sys/class/bdi/{os.major(dev)}:{os.minor(dev)}/read_ahead_kb"
+                    self.assertEqual(int(S.read_file(path)), kb, passthrough)
+
     def test_options_do_not_change_bytes(self):
         want = self.reference()
         for options in ({"isa": "scalar"}, {"threads": 1}, {"threads": 7},
