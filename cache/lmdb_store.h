@@ -374,8 +374,7 @@ int qf_lmdb_writer_start(qf_lmdb_store *store) QF_MUST_CHECK;
 /* Writes what is queued and ends the thread. */
 void qf_lmdb_writer_stop(qf_lmdb_store *store);
 void qf_lmdb_writer_put(qf_lmdb_store *store, struct qf_hash128 key, uint64_t origin,
-                        const void *data, size_t size, void (*done)(void *arg),
-                        void *arg);
+                        const void *data, size_t size, qf_store_done *done, void *arg);
 /* Waits until what was put before, and the uses noted before, are written or dropped.
  */
 void qf_lmdb_writer_flush(qf_lmdb_store *store);

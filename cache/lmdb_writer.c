@@ -44,7 +44,7 @@ struct item {
     uint64_t origin;
     const void *data; /* borrowed until done */
     size_t size;
-    void (*done)(void *arg);
+    qf_store_done *done;
     void *arg;
     bool marker; /* no value: a flush or a job, after those before it */
     int (*job)(struct qf_lmdb_work *work, void *arg);
@@ -414,16 +414,18 @@ static void run_marker(struct qf_lmdb_writer *w, struct item *marker)
         else if (!is_no_room(rc))
             qf_lmdb_fail(w->store, rc);
     }
-    marker->done(marker->arg);
+    marker->done(marker->arg, false);
 }
 
-static void finish_items(struct qf_lmdb_writer *w, struct item **items, unsigned count)
+/* lasting: room was found without evicting. */
+static void finish_items(struct qf_lmdb_writer *w, struct item **items, unsigned count,
+                         bool lasting)
 {
     size_t size = 0;
     for (unsigned i = 0; i < count; i++) {
         struct item *item = items[i];
         atomic_fetch_add(item->kept ? &w->store->puts : &w->store->puts_dropped, 1);
-        item->done(item->arg);
+        item->done(item->arg, item->kept && lasting);
         size += item->size + ITEM_COST;
         free(item);
     }
@@ -483,9 +485,11 @@ static void *run(void *arg)
         struct item *items[BATCH_COUNT];
         struct item *marker;
         unsigned count = take_batch(w, items, &marker, &stop);
+        uint64_t evictions = atomic_load(&w->store->evictions);
         if (count > 0 || w->removing_count > 0 || qf_recency_pending(w->store->recency))
             write_batch(w, items, count);
-        finish_items(w, items, count);
+        bool lasting = atomic_load(&w->store->evictions) == evictions;
+        finish_items(w, items, count, lasting);
         if (marker != NULL)
             run_marker(w, marker);
     }
@@ -565,8 +569,7 @@ static bool enqueue(struct qf_lmdb_writer *w, struct item *item)
 }
 
 void qf_lmdb_writer_put(qf_lmdb_store *store, struct qf_hash128 key, uint64_t origin,
-                        const void *data, size_t size, void (*done)(void *arg),
-                        void *arg)
+                        const void *data, size_t size, qf_store_done *done, void *arg)
 {
     struct item *item = NULL;
     if (size <= QF_STORED_SIZE_MAX && !atomic_load(&store->down))
@@ -583,7 +586,7 @@ void qf_lmdb_writer_put(qf_lmdb_store *store, struct qf_hash128 key, uint64_t or
         free(item);
     }
     atomic_fetch_add(&store->puts_dropped, 1);
-    done(arg);
+    done(arg, false);
 }
 
 struct flush {
@@ -592,8 +595,9 @@ struct flush {
     bool is_reached;
 };
 
-static void flush_reached(void *arg)
+static void flush_reached(void *arg, bool lasting)
 {
+    (void)lasting;
     struct flush *flush = arg;
     pthread_mutex_lock(&flush->lock);
     flush->is_reached = true;

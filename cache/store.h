@@ -47,13 +47,18 @@ struct qf_store_stats {
  * qf_store_file_commit or _abort, at the latest before the store is closed. */
 typedef struct qf_store_draft qf_store_draft;
 
+/* Told once that a value which was put is no longer borrowed, from any thread. lasting:
+ * the store has it now, and had room for it without forgetting another; else it was
+ * dropped, or is in a store that is too small for what comes and goes. */
+typedef void qf_store_done(void *arg, bool lasting);
+
 /* What a store implements (its struct begins with a pointer to this). */
 struct qf_store_ops {
     const char *name;
     bool (*get)(qf_store *store, struct qf_hash128 key, struct qf_store_value *out);
     void (*release)(qf_store *store, struct qf_store_value *value);
     void (*put)(qf_store *store, struct qf_hash128 key, uint64_t origin,
-                const void *data, size_t size, void (*done)(void *arg), void *arg);
+                const void *data, size_t size, qf_store_done *done, void *arg);
     void (*flush)(qf_store *store);
     /* NULL, all five, in a store that keeps no files. */
     int (*file_open)(qf_store *store, struct qf_hash128 key, uint64_t size, int *fd);
@@ -99,11 +104,11 @@ static inline uint64_t qf_store_origin(qf_store *store, const char *view,
                : store->ops->origin(store, view, store_path, model_path);
 }
 
-/* Queues the value and returns at once; `data` is borrowed until done(arg) is called
- * (from any thread, also when the value was dropped, possibly before this returns).
+/* Queues the value and returns at once; `data` is borrowed until done is called
+ * (also when the value was dropped, possibly before this returns).
  * origin: of qf_store_origin, or 0; a value that is there keeps the one it has. */
 static inline void qf_store_put(qf_store *store, struct qf_hash128 key, uint64_t origin,
-                                const void *data, size_t size, void (*done)(void *arg),
+                                const void *data, size_t size, qf_store_done *done,
                                 void *arg)
 {
     store->ops->put(store, key, origin, data, size, done, arg);

@@ -167,7 +167,7 @@ static void lmdb_release(qf_store *base, struct qf_store_value *value)
 }
 
 static void lmdb_put(qf_store *base, struct qf_hash128 key, uint64_t origin,
-                     const void *data, size_t size, void (*done)(void *arg), void *arg)
+                     const void *data, size_t size, qf_store_done *done, void *arg)
 {
     qf_lmdb_writer_put((qf_lmdb_store *)base, key, origin, data, size, done, arg);
 }

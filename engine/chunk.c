@@ -19,6 +19,8 @@
 #define PREFETCH_PERCENT 75
 /* Above this, records that nobody uses are let go. */
 #define IDLE_PERCENT 50
+/* The same for those that the store has. */
+#define STORED_PERCENT 12
 /* Bytes on their way to the store, below what it queues before it drops. */
 #define STORING_MAX          (QF_CACHE_QUEUE_SIZE_MAX / 2)
 #define STORE_WAIT_MS        100
@@ -38,7 +40,8 @@ struct qf_chunk {
     qf_shard_file *file; /* a reference, until encoded */
     struct qf_record_id id;
     enum chunk_state state;
-    bool idle;     /* in the idle list */
+    bool idle;     /* in a list of idle ones */
+    bool stored;   /* the store has it, and likely will for a while */
     bool in_table; /* in a bucket */
     bool loaded;   /* from the store, instead of encoded; final before READY */
     int rc;
@@ -72,28 +75,38 @@ static void table_remove(struct qf_chunk_table *table, struct qf_chunk *chunk)
     chunk->in_table = false;
 }
 
+static struct qf_chunk_list *idle_list(struct qf_chunk_table *table,
+                                       const struct qf_chunk *chunk)
+{
+    return chunk->stored ? &table->idle_stored : &table->idle_only;
+}
+
 static void idle_remove(struct qf_chunk_table *table, struct qf_chunk *chunk)
 {
+    struct qf_chunk_list *list = idle_list(table, chunk);
     if (chunk->idle_prev != NULL)
         chunk->idle_prev->idle_next = chunk->idle_next;
     else
-        table->idle_head = chunk->idle_next;
+        list->head = chunk->idle_next;
     if (chunk->idle_next != NULL)
         chunk->idle_next->idle_prev = chunk->idle_prev;
     else
-        table->idle_tail = chunk->idle_prev;
+        list->tail = chunk->idle_prev;
+    list->cost -= qf_memory_cost(chunk->size);
     chunk->idle = false;
 }
 
 static void idle_append(struct qf_chunk_table *table, struct qf_chunk *chunk)
 {
-    chunk->idle_prev = table->idle_tail;
+    struct qf_chunk_list *list = idle_list(table, chunk);
+    chunk->idle_prev = list->tail;
     chunk->idle_next = NULL;
-    if (table->idle_tail != NULL)
-        table->idle_tail->idle_next = chunk;
+    if (list->tail != NULL)
+        list->tail->idle_next = chunk;
     else
-        table->idle_head = chunk;
-    table->idle_tail = chunk;
+        list->head = chunk;
+    list->tail = chunk;
+    list->cost += qf_memory_cost(chunk->size);
     chunk->idle = true;
 }
 
@@ -131,18 +144,29 @@ static void chunk_ref(struct qf_chunk_table *table, struct qf_chunk *chunk)
     chunk->refs++;
 }
 
-/* Records that nobody uses go as long as more memory is in use than they may fill. */
+/* The next of the records that nobody uses to go, if one has to: `excess` bytes are in
+ * use beyond what records may fill. */
+static struct qf_chunk *idle_victim(const qf_engine *engine, uint64_t excess)
+{
+    const struct qf_chunk_table *table = &engine->chunks;
+    uint64_t stored_max = engine->memory.limit / 100 * STORED_PERCENT;
+    if (table->idle_stored.cost > stored_max ||
+        (excess > 0 && table->idle_stored.head != NULL))
+        return table->idle_stored.head;
+    return excess > 0 ? table->idle_only.head : NULL;
+}
+
 static struct qf_chunk *idle_victims(qf_engine *engine)
 {
     struct qf_chunk_table *table = &engine->chunks;
     struct qf_chunk *victims = NULL;
     uint64_t excess = qf_memory_excess(&engine->memory, IDLE_PERCENT);
-    uint64_t freed = 0;
-    while (table->idle_head != NULL && freed < excess) {
-        struct qf_chunk *chunk = table->idle_head;
+    struct qf_chunk *chunk;
+    while ((chunk = idle_victim(engine, excess)) != NULL) {
+        uint64_t cost = qf_memory_cost(chunk->size);
         idle_remove(table, chunk);
         table_remove(table, chunk);
-        freed += qf_memory_cost(chunk->size);
+        excess -= cost < excess ? cost : excess;
         chunk->bucket_next = victims;
         victims = chunk;
     }
@@ -237,11 +261,12 @@ static void account_source(void *ctx, size_t size)
     atomic_fetch_add(&chunk->engine->count.source_bytes_read, size);
 }
 
-static void put_finished(void *arg)
+static void put_finished(void *arg, bool lasting)
 {
     struct qf_chunk *chunk = arg;
     qf_engine *engine = chunk->engine;
     pthread_mutex_lock(&engine->chunks.lock);
+    chunk->stored = lasting; /* in use, so in no list */
     engine->chunks.storing_size -= chunk->size;
     pthread_cond_broadcast(&engine->chunks.stored);
     pthread_mutex_unlock(&engine->chunks.lock);
@@ -324,7 +349,7 @@ static void run_seal(struct qf_chunk *chunk, bool worker)
     if (chunk->data != NULL) {
         loaded = qf_seal_load(file, chunk->id.tensor, chunk->data);
         rc = loaded ? 0 : qf_seal_make(file, chunk->id.tensor, chunk->data);
-        chunk->loaded = loaded;
+        chunk->loaded = chunk->stored = loaded;
     }
     rc = checked(file, rc);
     publish(chunk, rc);
@@ -375,7 +400,7 @@ static bool load_stored(struct qf_chunk *chunk)
         return false;
     memcpy(chunk->data, record.data, chunk->size);
     qf_store_release(chunk->engine->store, &record.value);
-    chunk->loaded = true;
+    chunk->loaded = chunk->stored = true;
     return true;
 }
 
@@ -491,8 +516,8 @@ void qf_chunks_init(struct qf_chunk_table *table)
 void qf_chunks_fini(qf_engine *engine)
 {
     struct qf_chunk_table *table = &engine->chunks;
-    while (table->idle_head != NULL) {
-        struct qf_chunk *chunk = table->idle_head;
+    struct qf_chunk *chunk;
+    while ((chunk = idle_victim(engine, UINT64_MAX)) != NULL) {
         idle_remove(table, chunk);
         table_remove(table, chunk);
         chunk_free(engine, chunk);
