@@ -3,6 +3,9 @@
  * other. LMDB and CUDA do not survive a fork. */
 #include "cli/stack.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -15,7 +18,9 @@
 #include "view/overrides.h"
 
 /* Without a cache directory the engine's own memory is the only cache. */
-#define NO_CACHE "none"
+#define NO_CACHE             "none"
+#define MALLOC_MMAP_SIZE_MIN (8 << 20)  /* more than any record */
+#define MALLOC_KEPT_SIZE     (32 << 20) /* some transactions of the cache's writer */
 
 static int open_lmdb(struct qf_stack *stack, struct qf_err *err)
 {
@@ -154,11 +159,22 @@ static int open_tree(struct qf_stack *stack, struct qf_err *err)
     return rc == 0 ? 0 : qf_err_set(err, rc, "starting: %s", strerror(-rc));
 }
 
+/* LMDB allocates every value of a transaction anew, and by itself malloc would give
+ * most of them back to the kernel each time: a fault a page. */
+static void keep_freed_pages(void)
+{
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, MALLOC_MMAP_SIZE_MIN);
+    mallopt(M_TRIM_THRESHOLD, MALLOC_KEPT_SIZE);
+#endif
+}
+
 int qf_stack_open(struct qf_stack *stack, const struct qf_stack_options *options,
                   struct qf_err *err)
 {
     stack->options = options->mount;
     raise_open_files();
+    keep_freed_pages();
     int rc = apply_policy(stack, err);
     if (rc == 0)
         rc = qf_root_open(options->store_path, &stack->root, err);
