@@ -297,6 +297,8 @@ void qf_lmdb_files_close(qf_lmdb_store *store);
 
 int qf_lmdb_file_open(qf_store *base, struct qf_hash128 key, uint64_t size,
                       int *fd) QF_MUST_CHECK;
+int qf_lmdb_file_digest(qf_store *base, struct qf_hash128 key,
+                        uint64_t *out) QF_MUST_CHECK;
 int qf_lmdb_file_begin(qf_store *base, struct qf_hash128 key, uint64_t origin,
                        uint64_t size, qf_store_draft **out) QF_MUST_CHECK;
 int qf_lmdb_file_append(qf_store_draft *draft, const void *data,

@@ -60,8 +60,9 @@ struct qf_store_ops {
     void (*put)(qf_store *store, struct qf_hash128 key, uint64_t origin,
                 const void *data, size_t size, qf_store_done *done, void *arg);
     void (*flush)(qf_store *store);
-    /* NULL, all five, in a store that keeps no files. */
+    /* NULL, all six, in a store that keeps no files. */
     int (*file_open)(qf_store *store, struct qf_hash128 key, uint64_t size, int *fd);
+    int (*file_digest)(qf_store *store, struct qf_hash128 key, uint64_t *digest);
     int (*file_begin)(qf_store *store, struct qf_hash128 key, uint64_t origin,
                       uint64_t size, qf_store_draft **out);
     int (*file_append)(qf_store_draft *draft, const void *data, size_t size);
@@ -139,6 +140,16 @@ static inline int qf_store_file_open(qf_store *store, struct qf_hash128 key,
 {
     return store->ops->file_open == NULL ? -ENOENT
                                          : store->ops->file_open(store, key, size, fd);
+}
+
+/* XXH3-64 of all bytes of the file, from when it was written. -ENOENT: there is none.
+ */
+static inline int qf_store_file_digest(qf_store *store, struct qf_hash128 key,
+                                       uint64_t *digest)
+{
+    return store->ops->file_digest == NULL
+               ? -ENOENT
+               : store->ops->file_digest(store, key, digest);
 }
 
 /* Begins to write it: exactly `size` bytes will be appended. Makes room, at the cost of

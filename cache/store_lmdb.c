@@ -252,6 +252,7 @@ static const struct qf_store_ops lmdb_ops = {
     .put = lmdb_put,
     .flush = lmdb_flush,
     .file_open = qf_lmdb_file_open,
+    .file_digest = qf_lmdb_file_digest,
     .file_begin = qf_lmdb_file_begin,
     .file_append = qf_lmdb_file_append,
     .file_commit = qf_lmdb_file_commit,

@@ -36,7 +36,8 @@ extern "C" {
 
 struct qf_chunk_list {
     struct qf_chunk *head, *tail;
-    uint64_t cost; /* bytes of memory */
+    uint64_t count;
+    uint64_t cost; /* bytes of memory that they take, or will take */
 };
 
 struct qf_chunk_table {
@@ -44,14 +45,11 @@ struct qf_chunk_table {
     struct qf_chunk *buckets[QF_CHUNK_BUCKETS];
     struct qf_chunk_list idle_only;   /* READY, unused: least recently used first */
     struct qf_chunk_list idle_stored; /* the same, of records that the store has */
-    struct qf_chunk *queue_head; /* QUEUED, in the order in which they were asked for */
-    struct qf_chunk *queue_tail;
-    uint64_t queued_size; /* bytes that QUEUED entries will need */
-    uint64_t queued_count;
-    uint64_t encoding_count; /* owned by somebody, until handed to the store */
-    uint64_t waiting_count;  /* readers that wait for an owner */
-    uint64_t storing_size;   /* bytes on their way to the store */
-    pthread_cond_t stored;   /* storing_size has fallen */
+    struct qf_chunk_list queue; /* QUEUED, in the order in which they were asked for */
+    uint64_t encoding_count;    /* owned by somebody, until handed to the store */
+    uint64_t waiting_count;     /* readers that wait for an owner */
+    uint64_t storing_size;      /* bytes on their way to the store */
+    pthread_cond_t stored;      /* storing_size has fallen */
 };
 
 struct qf_engine_counters {

@@ -201,6 +201,16 @@ bool qf_file_sealed(const qf_file *file, uint64_t *generation, int *fd)
     return true;
 }
 
+int qf_file_digest(const qf_file *file, uint64_t *out)
+{
+    if (file->kind == FILE_SHARD)
+        return qf_shard_file_digest(file->shard, out);
+    if (file->kind != FILE_TEXT)
+        return -ENODATA;
+    *out = qf_hash64(file->text, file->text_size);
+    return 0;
+}
+
 /* ---- reading ---- */
 
 static void one_piece(struct qf_file_read *out, void *data, size_t size)

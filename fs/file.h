@@ -28,6 +28,10 @@ bool qf_file_is_dynamic(const qf_file *file);
  * sealed file (-1: none), borrowed from `file`. */
 bool qf_file_sealed(const qf_file *file, uint64_t *generation, int *fd);
 
+/* XXH3-64 of all bytes, if it is known without reading weights: of texts and of shards
+ * with a sealed file. -ENODATA. */
+int qf_file_digest(const qf_file *file, uint64_t *out) QF_MUST_CHECK;
+
 /* Bytes read, valid until qf_file_read_done. */
 struct qf_file_read {
     const struct iovec *pieces;

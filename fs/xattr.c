@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fs/file.h"
 #include "fs/tree_private.h"
 
 #define NAMESPACE "user."
@@ -20,6 +21,7 @@ enum attribute {
     ATTR_SOURCE,
     ATTR_SIZE_SOURCE,
     ATTR_KEY,
+    ATTR_DIGEST,
     ATTR_REASON,
     ATTR_COUNT
 };
@@ -27,7 +29,8 @@ enum attribute {
 static const char *const names[ATTR_COUNT] = {
     [ATTR_CODEC] = "codec",   [ATTR_SETTINGS] = "settings",
     [ATTR_SOURCE] = "source", [ATTR_SIZE_SOURCE] = "size_source",
-    [ATTR_KEY] = "key",       [ATTR_REASON] = "reason",
+    [ATTR_KEY] = "key",       [ATTR_DIGEST] = "digest",
+    [ATTR_REASON] = "reason",
 };
 
 static enum attribute find_attribute(const char *name)
@@ -113,8 +116,24 @@ static int get_of_directory(qf_tree *tree, const struct qf_place *place,
     return out->size != 0 ? 0 : -ENODATA;
 }
 
-static int get_of_file(const struct qf_place *place, const struct qf_target *target,
-                       enum attribute attribute, struct qf_buf *out)
+/* What there is to know of the bytes is known to who has them open. */
+static int append_digest(qf_tree *tree, uint64_t id, struct qf_buf *out)
+{
+    qf_file *file;
+    uint64_t digest;
+    int rc = qf_file_open(tree, id, &file);
+    if (rc != 0)
+        return rc;
+    rc = qf_file_digest(file, &digest);
+    qf_file_close(file);
+    if (rc == 0)
+        qf_buf_appendf(out, "xxh3:%016" PRIx64, digest);
+    return rc;
+}
+
+static int get_of_file(qf_tree *tree, uint64_t id, const struct qf_place *place,
+                       const struct qf_target *target, enum attribute attribute,
+                       struct qf_buf *out)
 {
     if (attribute == ATTR_SOURCE) {
         qf_buf_append_str(out, place->path);
@@ -135,6 +154,8 @@ static int get_of_file(const struct qf_place *place, const struct qf_target *tar
     case ATTR_KEY:
         append_key(target, out);
         return 0;
+    case ATTR_DIGEST:
+        return append_digest(tree, id, out);
     default:
         return -ENODATA;
     }
@@ -181,7 +202,7 @@ int qf_xattr_get(qf_tree *tree, uint64_t id, const char *name, struct qf_buf *ou
     else if (S_ISDIR(target.entry.st.st_mode))
         rc = get_of_directory(tree, &place, attribute, out);
     else
-        rc = get_of_file(&place, &target, attribute, out);
+        rc = get_of_file(tree, id, &place, &target, attribute, out);
     qf_target_fini(&target);
     free(place.path);
     return rc == 0 && out->failed ? -ENOMEM : rc;
@@ -197,6 +218,11 @@ int qf_xattr_list(qf_tree *tree, uint64_t id, struct qf_buf *out)
     bool file = place.view >= 0 && !S_ISDIR(target.entry.st.st_mode);
     for (int i = 0; file && i < ATTR_REASON; i++) {
         if (target.file == NULL && i != ATTR_SOURCE)
+            continue;
+        struct qf_buf ignored = {0};
+        bool unknown = i == ATTR_DIGEST && append_digest(tree, id, &ignored) != 0;
+        qf_buf_fini(&ignored);
+        if (unknown)
             continue;
         qf_buf_appendf(out, PREFIX "%s", names[i]);
         qf_buf_append(out, "", 1);

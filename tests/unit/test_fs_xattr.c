@@ -81,11 +81,12 @@ static void test_files(void **state)
     assert_int_equal(get("nf4/" SHARD, "reason"), -ENODATA);
     assert_int_equal(get("nf4/" SHARD, "digest"), -ENODATA);
     assert_int_equal(count("nf4/" SHARD), 5);
-    assert_int_equal(count("nf4/org/model/config.json"), 5);
+    assert_int_equal(count("nf4/org/model/config.json"), 6);
     /* as it is in the store */
     expect("nf4/org/model/README.md", "source", "org/model/README.md");
-    static const char *const others[] = {"codec", "settings", "size_source", "key"};
-    for (size_t i = 0; i < 4; i++) {
+    static const char *const others[] = {"codec", "settings", "size_source", "key",
+                                         "digest"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         assert_int_equal(get("nf4/org/model/README.md", others[i]), -ENODATA);
         assert_int_equal(get("nf4/org/bad/model.safetensors", others[i]), -ENODATA);
     }
