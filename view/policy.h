@@ -31,7 +31,7 @@ enum qf_reason {
     QF_REASON_EMBEDDING,
     QF_REASON_MHA,     /* out_proj of torch's MultiheadAttention */
     QF_REASON_VAE,     /* of a diffusers autoencoder, whose modules must be asked for */
-    QF_REASON_SKIPPED, /* a skip pattern of the overrides */
+    QF_REASON_SKIPPED, /* a skip pattern of the overrides, or none of "only" */
     QF_REASON_CLOSURE, /* a skip entry that another tensor needs would hit it */
     QF_REASON_COLLISION, /* a part's name exists in the source */
     QF_REASON_SHAPE, /* the view's settings do not fit (a storage dtype that does not
