@@ -32,6 +32,11 @@
 /* The smallest and the largest size that a cache can be limited to. */
 #define QF_CACHE_SIZE_MIN (16u << 20)
 #define QF_CACHE_SIZE_MAX (1ull << 44)
+/* Views of one model whose plans are kept; those used least recently go. */
+#define QF_VARIANTS_MAX 32u
+/* Views that a mount does not list and whose names it remembers, for handles of files in
+ * them that the kernel has forgotten (NFS). */
+#define QF_VIEWS_RECENT_MAX 16u
 /* Bytes of values that wait to be written to the cache; more are dropped. */
 #define QF_CACHE_QUEUE_SIZE_MAX (64u << 20)
 /* Values of one cache that a process can hold at the same time; more are misses. */

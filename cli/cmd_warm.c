@@ -205,28 +205,38 @@ static int add_view(void *arg, const char *name, bool is_dir)
     return a->rc;
 }
 
+/* The views of a mount that are wanted, listed or not; all that it lists if none is
+ * named. */
+static int add_top(struct command *c, const struct qf_warm_source *source)
+{
+    struct add_views a = {c, source, 0};
+    int rc = 0;
+    for (size_t i = 0; i < c->view_count && a.rc == 0; i++)
+        add_view(&a, c->views[i].name, true);
+    if (c->view_count == 0)
+        rc = source->ops->list(source, source->top, add_view, &a);
+    if (rc != 0 && a.rc == 0)
+        qf_warm_fail(&c->warm, source->top, rc);
+    return a.rc;
+}
+
 static int add_mounted(struct command *c, const char *path)
 {
     struct qf_warm_source *source = &c->mounts[c->mount_count];
     const char *top = c->tops[c->mount_count++];
     *source = (struct qf_warm_source){.ops = &qf_warm_mount_ops, .top = top};
     const char *rest = path + strlen(top);
-    if (rest[0] == '\0') {
-        struct add_views a = {c, source, 0};
-        int rc = source->ops->list(source, top, add_view, &a);
-        if (rc != 0 && a.rc == 0)
-            qf_warm_fail(&c->warm, top, rc);
-        return a.rc;
-    }
-    char view[NAME_MAX + 1];
-    snprintf(view, sizeof view, "%.*s", (int)strcspn(rest + 1, "/"), rest + 1);
-    if (!is_wanted(c, view) || strcmp(view, QF_CONTROL_DIR) == 0) {
+    if (rest[0] == '\0')
+        return add_top(c, source);
+    struct qf_view view; /* by the name that all its spellings have */
+    if (qf_view_parse(rest + 1, strcspn(rest + 1, "/"), &view, NULL) != 0 ||
+        !is_wanted(c, view.name)) {
         fprintf(stderr, "quantfs warm: %s: not in a view that is wanted\n", path);
         qf_warm_fail(&c->warm, path, -EINVAL);
         c->warm.trouble_told = c->warm.trouble_count;
         return 0;
     }
-    return qf_warm_add(&c->warm, source, view, path, 0);
+    return qf_warm_add(&c->warm, source, view.name, path, 0);
 }
 
 static int open_stack(struct command *c)

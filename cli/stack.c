@@ -84,21 +84,19 @@ static qf_backend *backend_of(const struct qf_stack *stack)
 /* Puts the overrides of the policy file into every view. */
 static int apply_policy(struct qf_stack *stack, struct qf_err *err)
 {
-    char *text = NULL;
-    size_t size = 0;
     int rc = stack->options->policy[0] != '\0'
-                 ? qf_cli_read_file(stack->options->policy, QF_CONFIG_SIZE_MAX, &text,
-                                    &size, err)
+                 ? qf_cli_read_file(stack->options->policy, QF_CONFIG_SIZE_MAX,
+                                    &stack->policy, &stack->policy_size, err)
                  : 0;
     while (rc == 0 && stack->view_count < stack->options->view_count) {
-        rc = qf_overrides_apply(&stack->options->views[stack->view_count], text, size,
+        rc = qf_overrides_apply(&stack->options->views[stack->view_count],
+                                stack->policy, stack->policy_size,
                                 &stack->views[stack->view_count], err);
         if (rc == 0)
             stack->view_count++;
         else
             qf_err_prefix(err, "%s", stack->options->policy);
     }
-    free(text);
     return rc;
 }
 
@@ -151,6 +149,9 @@ static int open_tree(struct qf_stack *stack, struct qf_err *err)
         .root = stack->root,
         .views = stack->views,
         .view_count = stack->view_count,
+        .policy = stack->policy,
+        .policy_size = stack->policy_size,
+        .alias_bnb = stack->options->alias_bnb,
         .engine = stack->engine,
         .store = stack->store,
         .passthrough = stack->passthrough,
@@ -206,6 +207,8 @@ void qf_stack_close(struct qf_stack *stack)
     qf_root_close(stack->root);
     while (stack->view_count > 0)
         qf_view_fini(&stack->views[--stack->view_count]);
+    free(stack->policy);
+    stack->policy = NULL;
 }
 
 const char *qf_stack_backend_name(const struct qf_stack *stack)

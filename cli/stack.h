@@ -32,6 +32,8 @@ struct qf_stack {
     struct qf_view views[QF_VIEWS_MAX]; /* those of the options, with the policy file's
                                          * overrides */
     size_t view_count;
+    char *policy; /* text of the policy file, or NULL */
+    size_t policy_size;
     char cache[QF_OPT_TEXT_SIZE]; /* its directory; "": none */
     qf_root *root;
     qf_backend *cpu;

@@ -14,8 +14,8 @@ struct qf_node {
     uint64_t generation;
     uint64_t lookups; /* references of the kernel's */
     uint64_t changed; /* when its generation became unsure; 0: it is not */
-    int view;
-    char path[];
+    const char *path; /* behind the view */
+    char view[];
 };
 
 int qf_node_table_init(struct qf_node_table *table)
@@ -43,11 +43,11 @@ void qf_node_table_fini(struct qf_node_table *table)
     pthread_mutex_destroy(&table->lock);
 }
 
-uint64_t qf_node_id(const char *name, const char *path)
+uint64_t qf_node_id(const char *view, const char *path)
 {
-    if (name == NULL)
+    if (view[0] == '\0')
         return QF_NODE_ROOT;
-    const uint64_t pair[] = {qf_hash64(name, strlen(name)),
+    const uint64_t pair[] = {qf_hash64(view, strlen(view)),
                              qf_hash64(path, strlen(path))};
     uint64_t id = qf_hash64(pair, sizeof pair);
     /* 0 and 1 mean "none" and the root to the kernel. */
@@ -109,24 +109,34 @@ void qf_node_doubt(struct qf_node_table *table, uint64_t id)
     pthread_mutex_unlock(&table->lock);
 }
 
+static struct qf_node *node_new(uint64_t id, const char *view, const char *path)
+{
+    size_t view_size = strlen(view) + 1, path_size = strlen(path) + 1;
+    struct qf_node *node = calloc(1, sizeof *node + view_size + path_size);
+    if (node != NULL) {
+        node->id = id;
+        node->path = memcpy(node->view + view_size, path, path_size);
+        memcpy(node->view, view, view_size);
+    }
+    return node;
+}
+
 int qf_node_remember(struct qf_node_table *table, uint64_t ticket, uint64_t id,
-                     int view, const char *path, uint64_t generation)
+                     const char *view, const char *path, uint64_t generation)
 {
     int rc = 0;
     pthread_mutex_lock(&table->lock);
     struct qf_node *node = *find(table, id);
-    if (node != NULL && (node->view != view || strcmp(node->path, path) != 0)) {
+    if (node != NULL &&
+        (strcmp(node->view, view) != 0 || strcmp(node->path, path) != 0)) {
         rc = -EIO;
     } else if (node == NULL) {
-        node = calloc(1, sizeof *node + strlen(path) + 1);
+        node = node_new(id, view, path);
         if (node == NULL) {
             rc = -ENOMEM;
         } else {
             if (table->count++ > table->bucket_count)
                 grow(table);
-            node->id = id;
-            node->view = view;
-            strcpy(node->path, path);
             node->next = table->buckets[id % table->bucket_count];
             table->buckets[id % table->bucket_count] = node;
         }
@@ -162,7 +172,7 @@ int qf_node_find(struct qf_node_table *table, uint64_t id, struct qf_place *plac
     pthread_mutex_lock(&table->lock);
     const struct qf_node *node = *find(table, id);
     if (node != NULL) {
-        place->view = node->view;
+        strcpy(place->view, node->view);
         place->path = strdup(node->path);
         *generation = node->changed == 0 ? node->generation : QF_GENERATION_UNSURE;
         rc = place->path != NULL ? 0 : -ENOMEM;

@@ -30,6 +30,7 @@ struct qf_mount_options {
     unsigned attr_ttl_s;           /* how long the kernel may trust names and sizes */
     unsigned read_ahead_kb;        /* of the mount, when we may set it */
     char policy[QF_OPT_TEXT_SIZE]; /* file of overrides for all models; "": none */
+    bool alias_bnb;                /* NAME-bnb-4bit is another name of NAME */
     bool allow_other;
     bool no_passthrough;
     bool debug;

@@ -19,13 +19,6 @@ static uint64_t generation_of(const void *data, size_t size)
     return (qf_hash64(data, size) & 0x7fffffff) | 1;
 }
 
-const char *qf_tree_place_name(const qf_tree *tree, int view)
-{
-    if (view == QF_PLACE_ROOT)
-        return NULL;
-    return view == QF_PLACE_CONTROL ? QF_CONTROL_DIR : tree->options.views[view].name;
-}
-
 /* ---- what is at a place ---- */
 
 /* Attributes of the source, without what a read-only tree cannot have. */
@@ -107,8 +100,8 @@ static int find_in_variant(qf_tree *tree, const struct qf_place *place, bool fre
     int rc = 0;
     for (int attempt = 0; attempt < 2; attempt++) {
         const struct qf_variant *variant;
-        rc = qf_catalog_get(tree->catalog, dir, (size_t)place->view,
-                            fresh || attempt > 0, &out->snapshot, &variant);
+        rc = qf_catalog_get(tree->catalog, dir, place->view, fresh || attempt > 0,
+                            &out->snapshot, &variant);
         if (rc != 0)
             break;
         const struct qf_variant_file *file =
@@ -177,11 +170,11 @@ int qf_tree_resolve(qf_tree *tree, const struct qf_place *place, bool fresh,
                     struct qf_target *out)
 {
     *out = (struct qf_target){.entry.generation = 1};
-    uint64_t id = qf_node_id(qf_tree_place_name(tree, place->view), place->path);
+    uint64_t id = qf_node_id(place->view, place->path);
     int rc;
-    if (place->view == QF_PLACE_CONTROL) {
+    if (qf_place_is_control(place)) {
         rc = resolve_control(tree, place, id, out);
-    } else if (place->view == QF_PLACE_ROOT) {
+    } else if (qf_place_is_root(place)) {
         struct stat st;
         rc = qf_root_resolve(tree->options.root, "", NULL, &st);
         if (rc == 0)
@@ -220,7 +213,7 @@ int qf_tree_place(qf_tree *tree, uint64_t id, struct qf_place *place,
 {
     *generation = 0;
     if (id == QF_NODE_ROOT) {
-        *place = (struct qf_place){.view = QF_PLACE_ROOT, .path = strdup("")};
+        *place = (struct qf_place){.path = strdup("")};
         return place->path != NULL ? 0 : -ENOMEM;
     }
     int rc = qf_node_find(&tree->nodes, id, place, generation);
@@ -233,34 +226,62 @@ int qf_tree_place(qf_tree *tree, uint64_t id, struct qf_place *place,
     return rc == -ENOENT ? -ESTALE : rc;
 }
 
-static int view_of_name(const qf_tree *tree, const char *name)
-{
-    for (size_t i = 0; i < tree->options.view_count; i++)
-        if (strcmp(tree->options.views[i].name, name) == 0)
-            return (int)i;
-    return strcmp(name, QF_CONTROL_DIR) == 0 ? QF_PLACE_CONTROL : QF_PLACE_ROOT;
-}
-
 /* The place of `name` in the directory at `parent`. */
-static int child_place(const qf_tree *tree, const struct qf_place *parent,
-                       const char *name, struct qf_place *out)
+static int child_place(qf_tree *tree, const struct qf_place *parent, const char *name,
+                       struct qf_place *out)
 {
-    *out = (struct qf_place){.view = parent->view};
+    int rc = 0;
+    strcpy(out->view, parent->view);
+    out->path = NULL;
     if (strcmp(name, ".") == 0) {
         out->path = strdup(parent->path);
     } else if (strcmp(name, "..") == 0) {
         if (parent->path[0] == '\0')
-            out->view = QF_PLACE_ROOT;
+            out->view[0] = '\0';
         out->path = qf_path_parent(parent->path);
-    } else if (parent->view == QF_PLACE_ROOT) {
-        out->view = view_of_name(tree, name);
-        if (out->view == QF_PLACE_ROOT)
-            return -ENOENT;
+    } else if (qf_place_is_root(parent)) {
+        if (strcmp(name, QF_CONTROL_DIR) == 0)
+            strcpy(out->view, name);
+        else
+            rc = qf_views_find(&tree->views, name, out->view);
+        if (rc != 0)
+            return rc;
         out->path = strdup("");
     } else {
         out->path = qf_path_join(parent->path, name);
     }
     return out->path != NULL ? 0 : -ENOMEM;
+}
+
+/* Repositories that hold a 4-bit copy of another one are called like this: somebody who
+ * asks for the copy gets what a view makes of the original. Changes the place to that
+ * of the original's name; false: it is no such name. */
+static bool strip_alias(const struct qf_place *place)
+{
+    static const char suffix[] = "-bnb-4bit";
+    size_t size = strlen(qf_path_name(place->path)), n = sizeof suffix - 1;
+    char *end = place->path + strlen(place->path);
+    struct qf_view view;
+    if (!qf_place_is_in_view(place) || size <= n || strcmp(end - n, suffix) != 0 ||
+        qf_view_parse(place->view, strlen(place->view), &view, NULL) != 0 ||
+        view.codec == QF_CODEC_INT8)
+        return false;
+    end[-(ptrdiff_t)n] = '\0';
+    return true;
+}
+
+/* What the place is, or what the name that it is an alias of leads to. */
+static int resolve_name(qf_tree *tree, struct qf_place *place, struct qf_target *out)
+{
+    int rc = qf_tree_resolve(tree, place, false, out);
+    if (rc != -ENOENT || !tree->options.alias_bnb || !strip_alias(place))
+        return rc;
+    rc = qf_tree_resolve(tree, place, false, out);
+    if (rc == 0 && !S_ISDIR(out->entry.st.st_mode)) {
+        qf_target_fini(out);
+        rc = -ENOENT;
+    }
+    return rc;
 }
 
 int qf_tree_lookup(qf_tree *tree, uint64_t parent, const char *name,
@@ -277,7 +298,7 @@ int qf_tree_lookup(qf_tree *tree, uint64_t parent, const char *name,
     struct qf_target target = {0};
     rc = child_place(tree, &dir, name, &place);
     if (rc == 0)
-        rc = qf_tree_resolve(tree, &place, false, &target);
+        rc = resolve_name(tree, &place, &target);
     if (rc == 0) {
         *out = target.entry;
         if (out->st.st_ino != QF_NODE_ROOT)
@@ -357,14 +378,16 @@ int qf_tree_new(const struct qf_tree_options *options, qf_tree **out)
     if (rc == 0)
         rc = qf_metrics_new(&tree->metrics);
     if (rc == 0)
-        rc = qf_catalog_new(options->root, options->views, options->view_count,
-                            QF_CATALOG_MEMORY, &tree->catalog);
+        rc = qf_catalog_new(options->root, &tree->views, QF_CATALOG_MEMORY,
+                            &tree->catalog);
     if (rc != 0) {
         qf_metrics_free(tree->metrics);
         qf_node_table_fini(&tree->nodes);
         free(tree);
         return rc;
     }
+    qf_views_init(&tree->views, options->views, options->view_count, options->policy,
+                  options->policy_size);
     pthread_mutex_init(&tree->search_lock, NULL);
     pthread_mutex_init(&tree->handles_lock, NULL);
     *out = tree;
@@ -406,6 +429,7 @@ void qf_tree_free(qf_tree *tree)
     qf_catalog_free(tree->catalog);
     qf_metrics_free(tree->metrics);
     qf_node_table_fini(&tree->nodes);
+    qf_views_fini(&tree->views);
     pthread_mutex_destroy(&tree->search_lock);
     free(tree);
 }

@@ -27,14 +27,16 @@ typedef struct qf_dir qf_dir;
 
 struct qf_tree_options {
     const qf_root *root;         /* borrowed */
-    const struct qf_view *views; /* borrowed */
+    const struct qf_view *views; /* those that the root lists; borrowed */
     size_t view_count;
+    const char *policy; /* overrides for all models, or NULL; borrowed */
+    size_t policy_size;
+    bool alias_bnb;              /* NAME-bnb-4bit is another name of NAME */
     qf_engine *engine;           /* borrowed */
     qf_store *store;             /* borrowed; for the status file */
     qf_passthrough *passthrough; /* the same; NULL: there is none */
 };
 
-#define QF_CONTROL_DIR ".quantfs"
 /* Models that nobody uses may keep this much memory. */
 #define QF_CATALOG_MEMORY (UINT64_C(256) << 20)
 
