@@ -24,6 +24,7 @@ int qf_cmd_warm(int argc, char **argv);
 int qf_cmd_demo(int argc, char **argv);
 int qf_cmd_doctor(int argc, char **argv);
 int qf_cmd_cache(int argc, char **argv);
+int qf_cmd_check(int argc, char **argv);
 
 /* Prints "quantfs <command>: sentence" and a pointer to --help; returns QF_CLI_USAGE.
  */
