@@ -34,8 +34,8 @@
 #define QF_CACHE_SIZE_MAX (1ull << 44)
 /* Views of one model whose plans are kept; those used least recently go. */
 #define QF_VARIANTS_MAX 32u
-/* Views that a mount does not list and whose names it remembers, for handles of files in
- * them that the kernel has forgotten (NFS). */
+/* Views that a mount does not list and whose names it remembers, for handles of files
+ * in them that the kernel has forgotten (NFS). */
 #define QF_VIEWS_RECENT_MAX 16u
 /* Bytes of values that wait to be written to the cache; more are dropped. */
 #define QF_CACHE_QUEUE_SIZE_MAX (64u << 20)

@@ -345,7 +345,8 @@ static int look(struct check *c, const char *name, const char *path)
     if (c->json)
         qf_buf_appendf(&c->out, "], \"good\": %s}\n",
                        c->bad || c->failed ? "false" : "true");
-    fwrite(c->out.data, 1, c->out.size, stdout);
+    if (c->out.size != 0)
+        fwrite(c->out.data, 1, c->out.size, stdout);
     return c->out.failed ? -ENOMEM : 0;
 }
 
