@@ -360,7 +360,8 @@ static int run(struct check *c, const char *name)
                  : 0;
     if (rc == 0 && c->policy_text != NULL) {
         rc = qf_overrides_check(c->policy_text, c->policy_size, &err);
-        qf_err_prefix(&err, "%s", c->policy);
+        if (rc != 0)
+            qf_err_prefix(&err, "%s", c->policy);
     }
     if (rc != 0) {
         fprintf(stderr, "quantfs check: %s\n", err.text);

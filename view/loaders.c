@@ -102,7 +102,7 @@ static const struct rule {
     {is_transformers,
      {QF_LOADER_TRANSFORMERS, QF_LOADS_YES,
       "from_pretrained(PATH), without a dtype and without a quantization_config",
-      MATRIX}},
+      MATRIX ": the architectures loaded; docs/TESTING.md: the plans of all classes"}},
     {is_tied,
      {QF_LOADER_TRANSFORMERS, QF_LOADS_YES,
       "the output head shares its weight with an embedding and is kept as it is",
