@@ -178,9 +178,7 @@ static int set_passthrough(struct qf_mount_options *o, const char *value,
 
 static const struct option options_table[] = {
     {"views", "A:B",
-     "views to list (nf4:int8:dq:fp4); also with settings, as nf4+blocksize=128. "
-     "Others "
-     "with settings are there when they are looked up (see docs/SETTINGS.md)",
+     "views to list, also with settings: nf4+blocksize=128 (nf4:int8:dq:fp4)",
      set_views},
     {"cache", "DIR", "directory of the cache; none: memory only", set_cache},
     {"cache_size", "SIZE", "bytes the cache may take (a tenth of its filesystem)",

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import threading
+import time
 
 import qfmount
 import qfstore as S
@@ -176,6 +177,27 @@ class Settings(qfmount.StoreCase):
             self.assertEqual(digests(m.path("nf4+blocksize=128/org/model")), other)
             self.assertEqual(digests(m.path("nf4+skip=q_proj/org/model")), skipping)
             self.assertEqual(m.status()["chunks_encoded"], 0)
+
+    def test_sealed(self):
+        """Shards of views with settings are sealed, too; the same bytes share a file."""
+        big = f"{self.store}/big"
+        S.write_llama(big, hidden=1024, inter=2048, vocab=256)
+        with qfmount.Mount(self.store) as m:
+            if m.status()["passthrough"] != "on":
+                self.skipTest(f"no passthrough: {m.status()['passthrough']}")
+            names = ("nf4+blocksize=128+skip=q_proj", "nf4+skip=q_proj+blocksize=128",
+                     "nf4+blocksize=128+skip=nothing:q_proj")
+            want = S.sha256(m.path(names[0], "big/model.safetensors"))
+            end = time.monotonic() + 60
+            while m.status()["shards_sealed"] == 0 and time.monotonic() < end:
+                time.sleep(0.02)
+            encoded = m.status()["chunks_encoded"]
+            for name in names:
+                self.assertEqual(S.sha256(m.path(name, "big/model.safetensors")), want)
+            status = m.status()
+            self.assertEqual((status["shards_sealed"], status["chunks_encoded"]),
+                             (1, encoded))
+            self.assertGreaterEqual(status["opens_passthrough"], 2)
 
     def test_many_names(self):
         """Somebody who tries ever new names costs no memory that stays."""

@@ -287,6 +287,56 @@ static void test_lists_with_settings(void **state)
     assert_non_null(strstr(err.text, "'blocksize' must be"));
 }
 
+static void assert_same(const struct qf_view *a, const struct qf_view *b)
+{
+    assert_string_equal(a->name, b->name);
+    assert_int_equal(a->codec, b->codec);
+    assert_int_equal(a->blocksize, b->blocksize);
+    assert_int_equal(a->storage, b->storage);
+    assert_int_equal(a->dtype, b->dtype);
+    assert_int_equal(a->compute, b->compute);
+    assert_true(a->int8_threshold == b->int8_threshold);
+}
+
+/* Names put together at random: whatever is taken has a name that means the same, also
+ * in a list, and nothing but the name decides. */
+static void test_random_names(void **state)
+{
+    static const char *const bits[] = {
+        "nf4",     "int8",        "dq",      "+",           "+",       "=",
+        ":",       "+skip=",      "+only=",  "a",           "b.c",     "*",
+        "+dtype=", "float16",     "float32", "+blocksize=", "64",      "256",
+        "1e2",     "+threshold=", "6",       ".5",          "-",       "+storage=",
+        "uint8",   "\xc3\xa4",    ",",       " ",           "+force=", "+compute="};
+    uint64_t seed = 1;
+    unsigned taken = 0;
+    (void)state;
+    for (int i = 0; i < 200000; i++) {
+        char name[128];
+        size_t size = (size_t)sprintf(name, "%s", bits[i % 3]);
+        for (int n = i % 9; n > 0; n--) {
+            seed = seed * 6364136223846793005u + 1442695040888963407u;
+            size += (size_t)sprintf(name + size, "%s",
+                                    bits[(seed >> 33) % (sizeof bits / sizeof *bits)]);
+        }
+        struct qf_view view, again, listed[QF_VIEWS_MAX];
+        struct qf_buf text = {0};
+        size_t count;
+        if (qf_view_parse(name, size, &view, NULL) != 0)
+            continue;
+        taken++;
+        assert_int_equal(qf_view_parse(view.name, strlen(view.name), &again, NULL), 0);
+        assert_same(&view, &again);
+        qf_view_append_listed(&view, &text);
+        char *list = qf_buf_take(&text, NULL);
+        assert_null(strchr(list, ':'));
+        assert_int_equal(qf_view_parse_list(list, listed, &count, NULL), 0);
+        assert_same(&view, &listed[0]);
+        free(list);
+    }
+    assert_true(taken > 5000);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -302,6 +352,7 @@ int main(void)
         cmocka_unit_test(test_unknown_codec_with_settings),
         cmocka_unit_test(test_longest_names),
         cmocka_unit_test(test_lists_with_settings),
+        cmocka_unit_test(test_random_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
