@@ -26,8 +26,8 @@ struct command {
     bool json;
     bool quiet;
     struct qf_stack stack;
-    struct qf_warm_source own;     /* over it, once it is open */
-    struct qf_warm_source *mounts; /* one a path */
+    struct qf_views_source own;     /* over it, once it is open */
+    struct qf_views_source *mounts; /* one a path */
     char (*tops)[PATH_MAX];
     size_t mount_count;
     struct qf_warm warm;
@@ -190,7 +190,7 @@ static int absolute_path(const char *name, char out[PATH_MAX])
 
 struct add_views {
     struct command *c;
-    const struct qf_warm_source *source;
+    const struct qf_views_source *source;
     int rc;
 };
 
@@ -207,9 +207,9 @@ static int add_view(void *arg, const char *name, bool is_dir)
 
 static int add_mounted(struct command *c, const char *path)
 {
-    struct qf_warm_source *source = &c->mounts[c->mount_count];
+    struct qf_views_source *source = &c->mounts[c->mount_count];
     const char *top = c->tops[c->mount_count++];
-    *source = (struct qf_warm_source){.ops = &qf_warm_mount_ops, .top = top};
+    *source = (struct qf_views_source){.ops = &qf_source_mount_ops, .top = top};
     const char *rest = path + strlen(top);
     if (rest[0] == '\0') {
         struct add_views a = {c, source, 0};
@@ -240,7 +240,8 @@ static int open_stack(struct command *c)
         fprintf(stderr, "quantfs warm: %s\n",
                 err.text[0] != '\0' ? err.text : strerror(-rc));
     else
-        c->own = (struct qf_warm_source){.ops = &qf_warm_stack_ops, .stack = &c->stack};
+        c->own =
+            (struct qf_views_source){.ops = &qf_source_stack_ops, .stack = &c->stack};
     return rc;
 }
 

@@ -80,7 +80,7 @@ void qf_warm_tell_troubles(struct qf_warm *warm)
 
 struct collect {
     struct qf_warm *warm;
-    const struct qf_warm_source *source;
+    const struct qf_views_source *source;
     const char *view;
     size_t tell_skip;
     size_t model; /* of this directory, once it has a shard; SIZE_MAX before */
@@ -117,7 +117,7 @@ static int add_model(struct collect *c, const char *dir)
 }
 
 static int add_shard(struct collect *c, const char *dir, const char *path,
-                     const struct qf_warm_file *file)
+                     const struct qf_source_file *file)
 {
     int rc = c->model == SIZE_MAX ? add_model(c, dir) : 0;
     if (rc != 0)
@@ -140,12 +140,12 @@ static int add_shard(struct collect *c, const char *dir, const char *path,
 
 static void collect_file(struct collect *c, const char *dir, const char *path)
 {
-    struct qf_warm_file file = {.fd = -1};
+    struct qf_source_file file = {.fd = -1};
     int rc = c->source->ops->open(c->source, path, &file);
     if (rc == 0) {
-        c->rc = add_shard(c, dir, path, &file);
+        c->rc = file.shard ? add_shard(c, dir, path, &file) : 0;
         c->source->ops->close(c->source, &file);
-    } else if (rc != -ENODATA) {
+    } else {
         qf_warm_fail(c->warm, path + c->tell_skip, rc);
     }
 }
@@ -217,7 +217,7 @@ static void sort_from(struct qf_warm *warm, size_t first)
               sizeof *warm->models[i].shards, by_shard);
 }
 
-int qf_warm_add(struct qf_warm *warm, const struct qf_warm_source *source,
+int qf_warm_add(struct qf_warm *warm, const struct qf_views_source *source,
                 const char *view, const char *path, size_t tell_skip)
 {
     struct collect c = {.warm = warm,
@@ -248,7 +248,7 @@ struct reader {
     struct pass *pass;
     char *buffer;
     struct qf_warm_shard *open; /* `file` is open for it; NULL: nothing is */
-    struct qf_warm_file file;
+    struct qf_source_file file;
 };
 
 /* The next piece to read; false: there is none. */
@@ -273,7 +273,7 @@ static bool take_segment(struct pass *pass, struct qf_warm_shard **shard, uint64
 
 static void close_shard(struct reader *reader)
 {
-    const struct qf_warm_source *source = reader->pass->model->source;
+    const struct qf_views_source *source = reader->pass->model->source;
     if (reader->open != NULL)
         source->ops->close(source, &reader->file);
     reader->open = NULL;
@@ -283,7 +283,7 @@ static int read_segment(struct reader *reader, struct qf_warm_shard *shard,
                         uint64_t off)
 {
     struct qf_warm *warm = reader->pass->warm;
-    const struct qf_warm_source *source = reader->pass->model->source;
+    const struct qf_views_source *source = reader->pass->model->source;
     uint64_t end = shard->size - off < SEGMENT_SIZE ? shard->size : off + SEGMENT_SIZE;
     if (reader->open != shard) {
         close_shard(reader);
@@ -294,7 +294,7 @@ static int read_segment(struct reader *reader, struct qf_warm_shard *shard,
     }
     while (off < end && !stopped(warm)) {
         size_t size = end - off < READ_SIZE ? (size_t)(end - off) : READ_SIZE;
-        ssize_t n = source->ops->read(&reader->file, reader->buffer, size, off);
+        ssize_t n = source->ops->read(&reader->file, reader->buffer, size, off, true);
         if (n <= 0)
             return n < 0 ? (int)n : -EIO;
         off += (uint64_t)n;
@@ -344,11 +344,12 @@ static void wait_for_readers(struct pass *pass)
     pthread_mutex_unlock(&pass->lock);
 }
 
-static void count_since(struct qf_warm_model *model, const struct qf_warm_counts *then)
+static void count_since(struct qf_warm_model *model,
+                        const struct qf_source_counts *then)
 {
-    struct qf_warm_counts now;
+    struct qf_source_counts now;
     model->source->ops->counts(model->source, &now);
-    model->counts = (struct qf_warm_counts){
+    model->counts = (struct qf_source_counts){
         .chunks_encoded = now.chunks_encoded - then->chunks_encoded,
         .cache_hits = now.cache_hits - then->cache_hits,
         .evictions = now.evictions - then->evictions,
@@ -360,7 +361,7 @@ static void run_model(struct qf_warm *warm, struct qf_warm_model *model, qf_pool
                       struct reader *readers)
 {
     struct pass pass = {.warm = warm, .model = model, .running = warm->jobs};
-    struct qf_warm_counts then;
+    struct qf_source_counts then;
     int64_t start_ms = qf_clock_ms();
     uint64_t start_bytes = atomic_load(&warm->bytes);
     model->source->ops->counts(model->source, &then);
