@@ -30,7 +30,8 @@ struct qf_source_counts {
 struct qf_source_file {
     uint64_t size;
     struct stat st; /* as the view shows it */
-    bool shard;     /* a view shard: what is read of it is encoded */
+    bool shard;     /* a view shard (of a mount also a JSON file that the view changes):
+                     * what is read of it is encoded */
     bool sealed;    /* the cache has the shard whole: reading it would do nothing */
     int fd;
     uint64_t id;
