@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The subcommands. Each takes its own argv (argv[0] is its name) and returns the
- * process's exit code. */
+ * process's exit code. Private to cli/. */
 #ifndef QF_CLI_CLI_H
 #define QF_CLI_CLI_H
 
