@@ -139,7 +139,6 @@ static int parse(struct command *c, int argc, char **argv, bool *help)
 
 static int from_mount(struct command *c, struct qf_err *err)
 {
-    char store[PATH_MAX] = "";
     const char *rest = c->path + strlen(c->top);
     size_t n = rest[0] == '/' ? strcspn(rest + 1, "/") : 0;
     if (n == 0 || n >= sizeof c->view)
@@ -150,13 +149,8 @@ static int from_mount(struct command *c, struct qf_err *err)
     if (c->view_count != 0 && strcmp(c->options.views[0].name, c->view) != 0)
         return qf_err_set(err, -EINVAL, "%s lies in view %s, and --view says %s",
                           c->path, c->view, c->options.views[0].name);
-    char *status = qf_mounted_status(c->top);
-    if (status != NULL && !qf_mounted_value(status, "store", store, sizeof store))
-        store[0] = '\0';
-    free(status);
-    int length = snprintf(c->origin, sizeof c->origin, "%s%s", store, rest + 1 + n);
-    if (length < 0 || (size_t)length >= sizeof c->origin)
-        return qf_err_set(err, -ENAMETOOLONG, "%s: too long", c->path);
+    memcpy(c->origin, c->path, sizeof c->origin);
+    qf_mounted_source(c->origin);
     c->source = (struct qf_views_source){.ops = &qf_source_mount_ops, .top = c->top};
     snprintf(c->inside, sizeof c->inside, "%s", c->path);
     return 0;

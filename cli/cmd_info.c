@@ -115,23 +115,6 @@ static void walk(struct info *info, const char *path, unsigned depth)
         free(names);
 }
 
-/* /mnt/nf4/a/b becomes STORE/a/b; any other path stays. */
-static void source_of_path(char path[PATH_MAX])
-{
-    char top[PATH_MAX], store[PATH_MAX], whole[2 * PATH_MAX];
-    if (!qf_mounted_find(path, top))
-        return;
-    char *status = qf_mounted_status(top);
-    if (status != NULL && qf_mounted_value(status, "store", store, sizeof store)) {
-        const char *view = path + strlen(top);
-        const char *rest = view[0] == '/' ? strchr(view + 1, '/') : NULL;
-        int n = snprintf(whole, sizeof whole, "%s%s", store, rest != NULL ? rest : "");
-        if (n > 0 && n < PATH_MAX)
-            strcpy(path, whole);
-    }
-    free(status);
-}
-
 static int parse(struct info *info, int argc, char **argv, bool *help)
 {
     static const struct option long_options[] = {
@@ -210,7 +193,7 @@ static int tell(struct info *info, const char *name)
     char *slash = strrchr(path, '/');
     if (stat(path, &st) == 0 && !S_ISDIR(st.st_mode) && slash > path)
         *slash = '\0'; /* of a file its directory is told */
-    source_of_path(path);
+    qf_mounted_source(path);
     int rc = qf_root_open("/", &info->root, &err);
     if (rc != 0) {
         fail(info, "/", rc, &err);

@@ -19,6 +19,7 @@ static const struct command {
     {"cache", "see and steer a cache: stat, verify, prune, pin", qf_cmd_cache},
     {"warm", "encode ahead what lies at a path, into the cache", qf_cmd_warm},
     {"export", "write a view of a model as a repository to publish", qf_cmd_export},
+    {"verify", "compare a quantized checkpoint with its source", qf_cmd_verify},
     {"doctor", "tell what this machine can do, and what is in the way", qf_cmd_doctor},
     {"demo", "write a small random model to try things with", qf_cmd_demo},
 };
