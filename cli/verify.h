@@ -31,7 +31,8 @@ extern "C" {
 #define QF_VERIFY_TOLD_MAX 100u
 
 /* Differences that bitsandbytes itself is known to make (docs/FORMATS.md section 2,
- * quant/ties.h): counted by kind, in codes or values. */
+ * quant/ties.h), and save_pretrained with it: counted by kind, in codes, values or
+ * tensors. */
 enum qf_verify_tie {
     QF_TIE_THRESHOLD,  /* a 4-bit code whose value is at a threshold */
     QF_TIE_HALF,       /* an int8 code whose product is at a half */
@@ -41,6 +42,8 @@ enum qf_verify_tie {
     QF_TIE_OFFSET,     /* dq: offset off by ulps, and nested absmax and codes with it */
     QF_TIE_CPU_NESTED, /* dq: an absmax code by the table of its CPU kernel */
     QF_TIE_DTYPE,      /* a kept value, the same in another dtype */
+    QF_TIE_BUFFER,     /* a tensor that is missing: a buffer that loaders make anew */
+    QF_TIE_SHARED,     /* the same: it is there under another name (a tied head) */
     QF_TIE_COUNT
 };
 

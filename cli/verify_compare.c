@@ -443,6 +443,77 @@ static void see_companions(const struct qf_verify_dir *dir, const char *name)
     }
 }
 
+/* save_pretrained leaves out what a model makes by itself: no weight is an integer. */
+static bool is_buffer(const struct qf_tensor *src)
+{
+    return qf_path_ends_with(src->name, ".inv_freq") ||
+           (!qf_dtype_is_float(src->dtype) && src->dtype != QF_F64);
+}
+
+/* Whether the checkpoint's tensor has the bytes of the view's. */
+static int has_same_bytes(struct qf_verify_hand *hand, const struct qf_tensor *theirs,
+                          bool *same)
+{
+    *same = true;
+    for (uint64_t at = 0; at < theirs->size && *same;) {
+        size_t n =
+            theirs->size - at < READ_SIZE ? (size_t)(theirs->size - at) : READ_SIZE;
+        int rc = qf_verify_read_mine(hand, hand->mine, n, hand->unit->offs[0] + at);
+        if (rc == 0)
+            rc = qf_verify_read_theirs(hand, theirs->name, hand->theirs, n, at);
+        if (rc != 0)
+            return rc;
+        *same = memcmp(hand->mine, hand->theirs, n) == 0;
+        at += n;
+    }
+    return 0;
+}
+
+/* And of tensors that share their memory it saves one. */
+static int find_shared(struct qf_verify_hand *hand, bool *found)
+{
+    const struct qf_verify_dir *dir = hand->verify->dir;
+    const struct qf_verify_unit *unit = hand->unit;
+    const struct qf_tensor *src = unit->src;
+    enum qf_dtype dtype = unit->planned != NULL ? unit->planned->out_dtype : src->dtype;
+    *found = false;
+    for (size_t i = 0; i < dir->tensor_count && !*found; i++) {
+        const struct qf_tensor *t = dir->tensors[i].tensor;
+        bool same = t->dtype == dtype && t->rank == src->rank && t->size != 0;
+        for (uint32_t k = 0; same && k < src->rank; k++)
+            same = t->shape[k] == src->shape[k];
+        if (!same)
+            continue;
+        int rc = has_same_bytes(hand, t, found);
+        if (rc != 0)
+            return rc;
+    }
+    return 0;
+}
+
+static int judge_missing(struct qf_verify_hand *hand)
+{
+    const struct qf_verify_unit *unit = hand->unit;
+    bool kept = unit->planned == NULL || unit->planned->plan == NULL, shared = false;
+    int rc = 0;
+    if (kept && is_buffer(unit->src)) {
+        hand->ties[QF_TIE_BUFFER]++;
+        return 0;
+    }
+    if (kept)
+        rc = find_shared(hand, &shared);
+    if (rc != 0)
+        return rc;
+    if (shared) {
+        hand->ties[QF_TIE_SHARED]++;
+    } else {
+        qf_verify_note(hand->verify, QF_VERIFY_MISSING, unit->src->name, UINT64_MAX, "",
+                       "");
+        hand->different++;
+    }
+    return 0;
+}
+
 static int compare_unit(struct qf_verify_hand *hand)
 {
     const struct qf_verify_unit *unit = hand->unit;
@@ -451,17 +522,15 @@ static int compare_unit(struct qf_verify_hand *hand)
     struct qf_verify_tensor *theirs = qf_verify_find(verify->dir, name);
     bool mine = unit->planned != NULL && unit->planned->plan != NULL;
     bool quantized = qf_verify_is_quantized(verify->dir, name);
-    if (theirs == NULL) {
-        qf_verify_note(verify, QF_VERIFY_MISSING, name, UINT64_MAX, "", "");
-    } else if (mine == quantized) {
+    if (theirs == NULL)
+        return judge_missing(hand);
+    if (mine == quantized)
         return mine ? compare_quantized(hand) : compare_kept(hand, theirs);
-    } else {
-        atomic_store(&theirs->seen, true);
-        if (quantized && qf_path_ends_with(name, ".weight"))
-            see_companions(verify->dir, name);
-        qf_verify_note(verify, mine ? QF_VERIFY_KEPT : QF_VERIFY_QUANTIZED, name,
-                       UINT64_MAX, "", "");
-    }
+    atomic_store(&theirs->seen, true);
+    if (quantized && qf_path_ends_with(name, ".weight"))
+        see_companions(verify->dir, name);
+    qf_verify_note(verify, mine ? QF_VERIFY_KEPT : QF_VERIFY_QUANTIZED, name,
+                   UINT64_MAX, "", "");
     hand->different++;
     return 0;
 }

@@ -18,6 +18,8 @@ static const struct {
     [QF_TIE_CPU_NESTED] = {"cpu_nested",
                            "nested codes by the table of bitsandbytes' CPU"},
     [QF_TIE_DTYPE] = {"dtype", "kept values, the same in another dtype"},
+    [QF_TIE_BUFFER] = {"buffer", "buffers that were not saved; loaders make them"},
+    [QF_TIE_SHARED] = {"shared", "tensors that are there under another name"},
 };
 
 static const struct {
