@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* A quantized checkpoint compared with what a view of its source would be, tensor by
  * tensor and part by part. verify_open.c finds out what is to be compared,
- * verify_compare.c compares, verify_tie.c judges what differs, verify_report.c tells.
+ * verify_compare.c and verify_parts.c compare, verify_tie.c judges what differs,
+ * verify_report.c tells.
  * Private to cli/. */
 #ifndef QF_CLI_VERIFY_H
 #define QF_CLI_VERIFY_H
@@ -86,6 +87,7 @@ struct qf_verify_dir {
     qf_json *config; /* of the checkpoint; NULL: none */
     size_t shard_count;
     struct qf_verify_shard *shards;
+    struct qf_verify_shard *plain; /* of the source, where it is no model; else NULL */
     size_t tensor_count;
     struct qf_verify_tensor *tensors; /* by name */
     struct qf_view view;              /* what it says it is */
@@ -181,6 +183,13 @@ int qf_verify_tie_nested_absmax(struct qf_verify_hand *hand, uint64_t index,
                                 float value, enum qf_verify_tie *out);
 int qf_verify_tie_nested_code(struct qf_verify_hand *hand, uint64_t index,
                               unsigned code, enum qf_verify_tie *out);
+
+/* Compares the tensor that hand->unit is at: what differs is noted and counted. */
+int qf_verify_tensor_quantized(struct qf_verify_hand *hand) QF_MUST_CHECK;
+int qf_verify_tensor_kept(struct qf_verify_hand *hand,
+                          struct qf_verify_tensor *theirs) QF_MUST_CHECK;
+/* Whether the work is to end. */
+bool qf_verify_is_stopped(struct qf_verify *verify);
 
 /* Reads bytes of the view, of the checkpoint. */
 int qf_verify_read_mine(struct qf_verify_hand *hand, void *buf, size_t size,

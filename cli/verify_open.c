@@ -20,6 +20,35 @@ static int no_memory(struct qf_err *err)
 
 /* ---- the checkpoint's tensors ---- */
 
+/* Opens dir/name and reads its header. */
+static int open_header(const qf_root *root, const char *dir, const char *name,
+                       struct qf_verify_shard *shard, struct qf_err *err)
+{
+    char first[8], *data = NULL, *path = qf_path_join(dir, name);
+    uint64_t size = 0;
+    int rc =
+        path != NULL ? qf_srcfile_open(root, path, &shard->file, err) : no_memory(err);
+    uint64_t file_size = rc == 0 ? qf_srcfile_ident(shard->file)->size : 0;
+    if (rc == 0)
+        rc = file_size >= 8 ? qf_srcfile_read(shard->file, first, 8, 0)
+                            : qf_err_set(err, -EBADMSG, "too short for a header");
+    if (rc == 0)
+        rc = qf_shard_header_size(first, file_size, &size, err);
+    if (rc == 0 && (data = malloc((size_t)size + 8)) == NULL)
+        rc = no_memory(err);
+    if (rc == 0)
+        rc = qf_srcfile_read(shard->file, data, (size_t)size + 8, 0);
+    if (rc == 0)
+        rc = qf_shard_parse(data, (size_t)size + 8, file_size, &shard->header, err);
+    if (rc != 0 && err->text[0] == '\0')
+        qf_err_set(err, rc, "%s", strerror(-rc));
+    if (rc != 0 && rc != -ENOMEM)
+        qf_err_prefix(err, "/%s", path);
+    free(data);
+    free(path);
+    return rc;
+}
+
 static int open_shard(struct qf_verify_dir *dir, char *name, struct qf_err *err)
 {
     struct qf_verify_shard *more =
@@ -29,28 +58,8 @@ static int open_shard(struct qf_verify_dir *dir, char *name, struct qf_err *err)
         return no_memory(err);
     }
     dir->shards = more;
-    struct qf_verify_shard *shard = &more[dir->shard_count++];
-    *shard = (struct qf_verify_shard){.name = name};
-    char first[8], *data = NULL, *path = qf_path_join(dir->path, name);
-    uint64_t size = 0;
-    int rc = path != NULL ? qf_srcfile_open(dir->root, path, &shard->file, err)
-                          : no_memory(err);
-    uint64_t file_size = rc == 0 ? qf_srcfile_ident(shard->file)->size : 0;
-    if (rc == 0)
-        rc = file_size >= 8 ? qf_srcfile_read(shard->file, first, 8, 0) : -EBADMSG;
-    if (rc == 0)
-        rc = qf_shard_header_size(first, file_size, &size, err);
-    if (rc == 0 && (data = malloc((size_t)size + 8)) == NULL)
-        rc = no_memory(err);
-    if (rc == 0)
-        rc = qf_srcfile_read(shard->file, data, (size_t)size + 8, 0);
-    if (rc == 0)
-        rc = qf_shard_parse(data, (size_t)size + 8, file_size, &shard->header, err);
-    if (rc != 0 && rc != -ENOMEM)
-        qf_err_prefix(err, "/%s", path);
-    free(data);
-    free(path);
-    return rc;
+    more[dir->shard_count] = (struct qf_verify_shard){.name = name};
+    return open_header(dir->root, dir->path, name, &more[dir->shard_count++], err);
 }
 
 static int compare_names(const void *a, const void *b)
@@ -297,10 +306,6 @@ static int make_variant(const struct qf_verify *verify, struct qf_verify_dir *di
         qf_json_get(dir->config, "quantization_config") != NULL)
         return qf_err_set(err, -ENOTSUP, "/%s has no view: %s", dir->source,
                           dir->variant->reason);
-    if (dir->model->set_count == 0)
-        return qf_err_set(err, -ENOENT, "/%s: %s", dir->source,
-                          dir->model->reason[0] != '\0' ? dir->model->reason
-                                                        : "no model is there");
     return 0;
 }
 
@@ -353,35 +358,68 @@ static void place_parts(const struct qf_layout *layout, struct qf_verify_unit *u
     }
 }
 
-static int list_units(struct qf_verify *verify, struct qf_verify_dir *dir,
-                      struct qf_err *err)
+static int alloc_units(struct qf_verify *verify, size_t count, struct qf_err *err)
 {
-    const struct qf_weight_set *set = find_set(dir);
-    size_t count = 0;
-    for (size_t i = 0; i < set->shard_count; i++)
-        count += set->shards[i].header->tensor_count;
     verify->units = calloc(count + 1, sizeof *verify->units);
     verify->unit_count = 0;
     verify->next_unit = 0;
-    if (verify->units == NULL)
+    return verify->units != NULL ? 0 : no_memory(err);
+}
+
+static void add_units(struct qf_verify *verify, const char *name,
+                      const struct qf_shard *header, const struct qf_layout *layout)
+{
+    struct qf_verify_unit *units = &verify->units[verify->unit_count];
+    for (size_t t = 0; t < header->tensor_count; t++) {
+        const struct qf_tensor *src = &header->tensors[t];
+        units[t] = (struct qf_verify_unit){src,
+                                           layout != NULL ? &layout->tensors[t] : NULL,
+                                           name,
+                                           {layout != NULL ? 0 : src->off}};
+    }
+    if (layout != NULL)
+        place_parts(layout, units);
+    verify->unit_count += header->tensor_count;
+}
+
+/* No model: files of the same names, as they are. */
+static int list_plain(struct qf_verify *verify, struct qf_verify_dir *dir,
+                      struct qf_err *err)
+{
+    size_t count = 0;
+    dir->plain = calloc(dir->shard_count, sizeof *dir->plain);
+    if (dir->plain == NULL)
         return no_memory(err);
-    for (size_t i = 0; i < set->shard_count; i++) {
+    for (size_t i = 0; i < dir->shard_count; i++) {
+        int rc = open_header(dir->root, dir->source, dir->shards[i].name,
+                             &dir->plain[i], err);
+        if (rc != 0)
+            return rc;
+        count += dir->plain[i].header->tensor_count;
+    }
+    int rc = alloc_units(verify, count, err);
+    for (size_t i = 0; rc == 0 && i < dir->shard_count; i++)
+        add_units(verify, dir->shards[i].name, dir->plain[i].header, NULL);
+    return rc;
+}
+
+static int list_units(struct qf_verify *verify, struct qf_verify_dir *dir,
+                      struct qf_err *err)
+{
+    size_t count = 0;
+    if (dir->model->set_count == 0)
+        return list_plain(verify, dir, err);
+    const struct qf_weight_set *set = find_set(dir);
+    for (size_t i = 0; i < set->shard_count; i++)
+        count += set->shards[i].header->tensor_count;
+    int rc = alloc_units(verify, count, err);
+    for (size_t i = 0; rc == 0 && i < set->shard_count; i++) {
         const struct qf_model_shard *shard = &set->shards[i];
         const struct qf_variant_file *file = qf_variant_find(dir->variant, shard->name);
-        struct qf_verify_unit *units = &verify->units[verify->unit_count];
-        for (size_t t = 0; t < shard->header->tensor_count; t++) {
-            const struct qf_tensor *src = &shard->header->tensors[t];
-            units[t] =
-                (struct qf_verify_unit){src,
-                                        file != NULL ? &file->layout->tensors[t] : NULL,
-                                        shard->name,
-                                        {file != NULL ? 0 : src->off}};
-        }
-        if (file != NULL)
-            place_parts(file->layout, units);
-        verify->unit_count += shard->header->tensor_count;
+        add_units(verify, shard->name, shard->header,
+                  file != NULL ? file->layout : NULL);
     }
-    return 0;
+    return rc;
 }
 
 int qf_verify_dir_open(struct qf_verify *verify, struct qf_verify_dir *dir,
@@ -405,6 +443,16 @@ int qf_verify_dir_open(struct qf_verify *verify, struct qf_verify_dir *dir,
     return rc;
 }
 
+static void close_shards(struct qf_verify_shard *shards, size_t count)
+{
+    for (size_t i = 0; shards != NULL && i < count; i++) {
+        qf_srcfile_close(shards[i].file);
+        qf_shard_free(shards[i].header);
+        free(shards[i].name);
+    }
+    free(shards);
+}
+
 static void free_patterns(struct qf_patterns *patterns)
 {
     for (size_t i = 0; i < patterns->count; i++)
@@ -418,14 +466,10 @@ void qf_verify_dir_close(struct qf_verify_dir *dir)
     qf_variant_free(dir->variant);
     qf_model_free(dir->model);
     qf_json_free(dir->config);
-    for (size_t i = 0; i < dir->shard_count; i++) {
-        qf_srcfile_close(dir->shards[i].file);
-        qf_shard_free(dir->shards[i].header);
-        free(dir->shards[i].name);
-    }
+    close_shards(dir->plain, dir->shard_count);
+    close_shards(dir->shards, dir->shard_count);
     free_patterns(&dir->skip);
     free_patterns(&dir->force);
-    free(dir->shards);
     free(dir->tensors);
     qf_root_close(dir->root);
     free(dir->path);

@@ -46,6 +46,8 @@ static unsigned code_4bit(bool fp4, float y)
 
 bool qf_tie_4bit(bool fp4, float y, unsigned code)
 {
+    if (y == 0) /* no error makes anything else of it */
+        return code == code_4bit(fp4, y);
     return !isnan(y) && (code == code_4bit(fp4, moved(y, -INFINITY)) ||
                          code == code_4bit(fp4, moved(y, INFINITY)));
 }
