@@ -87,12 +87,12 @@ static unsigned cpu_nested(long step)
 
 bool qf_tie_cpu_nested(float z, float nested_absmax, unsigned code)
 {
+    if (isnan(z) || isnan(nested_absmax))
+        return false;
     if (nested_absmax == 0)
         return code == 0;
     float v = fminf(fmaxf(z * (1.0f / nested_absmax), -1.0f), 1.0f);
     float half = (v + 1.0f) * 0.5f;
-    if (isnan(v) || isnan(half))
-        return false;
     /* A compiler may fuse the last two operations. */
     return code == cpu_nested((long)fmaf(half, 65535.0f, 0.5f)) ||
            code == cpu_nested((long)(half * 65535.0f + 0.5f));
