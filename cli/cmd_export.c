@@ -16,7 +16,8 @@
 
 struct command {
     struct qf_mount_options options;
-    size_t view_count; /* given by --view */
+    struct qf_view views[QF_VIEWS_MAX]; /* of --view */
+    size_t view_count;                  /* 0: not given */
     bool json, quiet;
     struct qf_stack stack;
     struct qf_views_source source;
@@ -68,7 +69,7 @@ static void print_help(void)
 static int set_view(struct command *c, const char *text)
 {
     struct qf_err err = {""};
-    if (qf_view_parse_list(text, c->options.views, &c->view_count, &err) != 0)
+    if (qf_view_parse_list(text, c->views, &c->view_count, &err) != 0)
         return qf_cli_usage_error("export", "%s", err.text);
     if (c->view_count != 1)
         return qf_cli_usage_error("export", "--view %s: one view at a time", text);
@@ -146,9 +147,9 @@ static int from_mount(struct command *c, struct qf_err *err)
     snprintf(c->view, sizeof c->view, "%.*s", (int)n, rest + 1);
     if (strcmp(c->view, QF_CONTROL_DIR) == 0)
         return qf_err_set(err, -EINVAL, "%s: not in a view", c->path);
-    if (c->view_count != 0 && strcmp(c->options.views[0].name, c->view) != 0)
+    if (c->view_count != 0 && strcmp(c->views[0].name, c->view) != 0)
         return qf_err_set(err, -EINVAL, "%s lies in view %s, and --view says %s",
-                          c->path, c->view, c->options.views[0].name);
+                          c->path, c->view, c->views[0].name);
     memcpy(c->origin, c->path, sizeof c->origin);
     qf_mounted_source(c->origin);
     c->source = (struct qf_views_source){.ops = &qf_source_mount_ops, .top = c->top};
@@ -162,6 +163,7 @@ static int from_store(struct command *c, struct qf_err *err)
     if (c->view_count != 1)
         return qf_err_set(err, -EINVAL, "%s lies in no mount: --view is needed",
                           c->path);
+    c->options.views[0] = c->views[0];
     c->options.view_count = 1;
     memcpy(c->origin, c->path, sizeof c->origin);
     int rc = qf_stack_open(&c->stack, &options, err);

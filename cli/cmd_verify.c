@@ -242,7 +242,8 @@ static int work(struct command *c, const char *name, struct qf_err *err)
                       c->bytes);
     for (size_t i = 0; i < c->path_count && rc == 0; i++)
         rc = compare_dir(c, c->paths[i], err);
-    qf_progress_end(&c->verify.progress, atomic_load(&c->verify.bytes));
+    qf_progress_end(&c->verify.progress,
+                    rc == 0 ? c->bytes : atomic_load(&c->verify.bytes));
     return rc;
 }
 

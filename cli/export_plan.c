@@ -133,7 +133,8 @@ static int walk_entry(void *arg, const char *name, bool is_dir)
     if (!is_dir) {
         int rc = add_source(export, path);
         return rc == 0 ? 0
-                       : qf_err_set(walk->err, rc, "%s/%s: %s", walk->dir, name,
+                       : qf_err_set(walk->err, rc, "%s/%s/%s: %s", walk->export->origin,
+                                    walk->dir, name,
                                     rc == -EBADMSG ? "malformed" : strerror(-rc));
     }
     int rc = append((void **)&export->dirs, &export->dir_count, sizeof *export->dirs);

@@ -172,8 +172,8 @@ struct qf_verify_hand {
 
 void qf_verify_tie_reset(struct qf_verify_hand *hand);
 /* Judge an element in which the two differ: the tie, or QF_TIE_COUNT. -errno. */
-int qf_verify_tie_4bit(struct qf_verify_hand *hand, const struct qf_part *part,
-                       uint64_t index, unsigned code, enum qf_verify_tie *out);
+int qf_verify_tie_4bit(struct qf_verify_hand *hand, uint64_t index, unsigned code,
+                       enum qf_verify_tie *out);
 int qf_verify_tie_int8(struct qf_verify_hand *hand, uint64_t index, int code,
                        enum qf_verify_tie *out);
 int qf_verify_tie_absmax(struct qf_verify_hand *hand, uint64_t block, float value,

@@ -75,7 +75,7 @@ static int judge_codes(struct qf_verify_hand *hand, const struct part *p, uint64
         enum qf_verify_tie tie;
         if (want == got)
             continue;
-        rc = qf_verify_tie_4bit(hand, p->part, 2 * byte + half, got, &tie);
+        rc = qf_verify_tie_4bit(hand, 2 * byte + half, got, &tie);
         if (rc == 0)
             settle_number(hand, tie, p->name, 2 * byte + half, want, got);
     }

@@ -441,12 +441,11 @@ class Refused(Verify):
             [qfmount.binary(), "verify", "-o", "cache=none,isa=scalar,threads=1", "--jobs",
              "1", self.out, "--against", self.model], stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        os.sched_yield()
-        for _ in range(200):  # until it catches signals
+        caught = 0
+        while process.poll() is None and not caught & 1 << signal.SIGINT - 1:
             with open(f"/proc/{process.pid}/status", encoding="ascii") as f:
-                caught = [line for line in f if line.startswith("SigCgt")]
-            if caught and int(caught[0].split()[1], 16) & 1 << signal.SIGINT - 1:
-                break
+                caught = [int(line.split()[1], 16) for line in f
+                          if line.startswith("SigCgt")][0]
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
         self.assertEqual((process.returncode, out), (128 + signal.SIGINT, b""))
