@@ -33,23 +33,18 @@ struct command {
 static void print_help(void)
 {
     puts(
-        "usage: quantfs verify [--view VIEW] [-o OPTION[,OPTION…]]… [--jobs N] "
-        "[--json]\n"
-        "                      [--quiet] DIR --against PATH\n"
+        "usage: quantfs verify [--view VIEW] [-o OPTION[,OPTION…]]… [--jobs N]\n"
+        "                      [--json] [--quiet] DIR --against PATH\n"
         "\n"
-        "Tells whether the quantized checkpoint in DIR (of quantfs export, or saved "
-        "by\n"
-        "anybody's bitsandbytes) holds what a view of the model in PATH holds: every "
-        "code,\n"
-        "absmax, SCB, quant_state and kept tensor. However it is cut into shards. PATH "
-        "is a\n"
-        "model in a store, or lies in a mount. Settings are read from DIR.\n"
+        "Tells whether the quantized checkpoint in DIR (of quantfs export, or saved\n"
+        "by anybody's bitsandbytes) holds what a view of the model in PATH holds: "
+        "every\n"
+        "code, absmax, SCB, quant_state and kept tensor, in whatever shards they are.\n"
+        "PATH is a model in a store, or lies in a mount. Settings are read from DIR.\n"
         "\n"
-        "Where bitsandbytes' own kernels are known to differ from each other, a "
-        "difference is\n"
-        "a known tie: named, counted, and equal. Every other one is told: tensor, "
-        "element,\n"
-        "both values.\n"
+        "Where bitsandbytes' own kernels are known to differ from each other, a\n"
+        "difference is a known tie: named, counted, and equal. Every other one is\n"
+        "told: tensor, element, both values.\n"
         "\n"
         "      --against PATH  the model that was quantized\n"
         "      --view VIEW     compare with this view, whatever DIR says it is\n"
@@ -58,8 +53,8 @@ static void print_help(void)
         "      --json          one JSON document at the end\n"
         "  -q, --quiet         no progress, and without --json no output\n"
         "\n"
-        "exit codes: 0 equal, but for known ties, 1 usage, 2 could not be compared, 3\n"
-        "            different, 128 + N ended by signal N");
+        "exit codes: 0 equal, but for known ties, 1 usage, 2 could not be compared,\n"
+        "            3 different, 128 + N ended by signal N");
 }
 
 /* ---- arguments ---- */

@@ -282,6 +282,10 @@ int qf_verify_compare(struct qf_verify *verify, struct qf_err *err)
     }
     if (atomic_load(verify->stop) != 0)
         return -EINTR;
+    for (size_t i = 0; i < verify->dir->shard_count; i++)
+        if (qf_srcfile_check(verify->dir->shards[i].file) != 0)
+            return qf_err_set(err, -ESTALE, "/%s/%s: changed while it was compared",
+                              verify->dir->path, verify->dir->shards[i].name);
     tell_extra(verify);
     return 0;
 }

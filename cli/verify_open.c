@@ -183,8 +183,10 @@ static void read_settings(struct qf_verify_dir *dir, const qf_json *quantization
         dtype = qf_json_string(qf_json_get(dir->config, "torch_dtype"));
     if (dtype != NULL)
         view->dtype = qf_dtype_from_torch(dtype);
-    if (blocksize >= 64 && blocksize <= QF_BLOCKSIZE_MAX)
-        view->blocksize = (uint32_t)blocksize;
+    /* Any other has no view; then its absmax have another shape, and that is told. */
+    for (uint32_t b = QF_BLOCKSIZE_DEFAULT; b <= QF_BLOCKSIZE_MAX; b *= 2)
+        if (blocksize == b)
+            view->blocksize = b;
     if (storage != NULL && qf_dtype_from_torch(storage) != QF_DTYPE_NONE)
         view->storage = qf_dtype_from_torch(storage);
     qf_json_free(state);
@@ -199,6 +201,7 @@ static int read_view(const struct qf_verify *verify, struct qf_verify_dir *dir,
         dir->view = *verify->view;
         return 0;
     }
+    /* What is not quantized is compared with a view that should not change it. */
     const char *name = quantization != NULL ? codec_name(quantization) : "nf4";
     if (quantization != NULL && method != NULL && strcmp(method, "bitsandbytes") != 0)
         return qf_err_set(err, -ENOTSUP, "/%s: quantized by %s, not by bitsandbytes",

@@ -148,6 +148,21 @@ class Equal(Verify):
                     self.expect_equal()
                 os.rename(f"{self.dir}/away", f"{self.model}/quantfs.json")
 
+    def test_odd_blocksize(self):
+        """One that no view has is a difference like any other."""
+        S.write_llama(self.model)
+        self.export("nf4")
+        text = self.bytes_of(Q + STATE)
+        name = Q.replace("self_attn.q", "mlp.down")  # the first one that is found
+        for size in (b"99", b"-1", b"32"):
+            self.change(name + STATE, 0, self.bytes_of(name + STATE).replace(
+                b'"blocksize": 64', b'"blocksize": ' + size, 1)[:len(text)])
+            got = self.verify(code=3)
+            self.assertEqual([d["tensor"] for d in got["differences"]], [name + STATE])
+            self.change(name + STATE, 0, self.bytes_of(name + STATE).replace(
+                b'"blocksize": ' + size, b'"blocksize": 64', 1))
+        self.expect_equal()
+
     def test_view_given(self):
         """--view says what it should be."""
         S.write_llama(self.model)
