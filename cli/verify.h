@@ -60,7 +60,7 @@ enum qf_verify_problem {
 
 struct qf_verify_difference {
     enum qf_verify_problem problem;
-    char *tensor;   /* as it is in the checkpoint; owned */
+    char *tensor;   /* its name in the view; of EXTRA in the checkpoint; owned */
     uint64_t index; /* DIFFERENT: of the first element or code; UINT64_MAX: none */
     char want[96];  /* what the view has there, and the checkpoint */
     char got[96];
@@ -90,6 +90,8 @@ struct qf_verify_dir {
     struct qf_verify_shard *plain; /* of the source, where it is no model; else NULL */
     size_t tensor_count;
     struct qf_verify_tensor *tensors; /* by name */
+    char *prefix;                     /* of names; NULL: they are the source's */
+    bool prefix_added;                /* to the source's names; else taken off them */
     struct qf_view view;              /* what it says it is */
     struct qf_patterns skip, force;   /* of the view; owned here */
     struct qf_model *model;
@@ -136,7 +138,7 @@ struct qf_verify {
 int qf_verify_dir_open(struct qf_verify *verify, struct qf_verify_dir *dir,
                        struct qf_err *err) QF_MUST_CHECK;
 void qf_verify_dir_close(struct qf_verify_dir *dir);
-/* The tensor of this name in the checkpoint, or NULL. */
+/* The checkpoint's tensor that the view knows by this name, or NULL. */
 struct qf_verify_tensor *qf_verify_find(const struct qf_verify_dir *dir,
                                         const char *name);
 /* Whether the checkpoint holds the weight of this name quantized. */

@@ -174,7 +174,7 @@ static int compare_unit(struct qf_verify_hand *hand)
                     : qf_verify_tensor_kept(hand, theirs);
     atomic_store(&theirs->seen, true);
     if (quantized && qf_path_ends_with(name, ".weight"))
-        see_companions(verify->dir, name);
+        see_companions(verify->dir, theirs->tensor->name);
     qf_verify_note(verify, mine ? QF_VERIFY_KEPT : QF_VERIFY_QUANTIZED, name,
                    UINT64_MAX, "", "");
     hand->different++;

@@ -13,6 +13,9 @@
 #include "base/path.h"
 #include "cli/verify.h"
 
+/* Names that are looked at to find out about a prefix. */
+#define PREFIX_TRIES 16
+
 static int no_memory(struct qf_err *err)
 {
     return qf_err_set(err, -ENOMEM, "out of memory");
@@ -111,13 +114,38 @@ static int open_shards(struct qf_verify_dir *dir, struct qf_err *err)
     return rc == 0 ? index_tensors(dir, err) : rc;
 }
 
-struct qf_verify_tensor *qf_verify_find(const struct qf_verify_dir *dir,
-                                        const char *name)
+static struct qf_verify_tensor *find_exactly(const struct qf_verify_dir *dir,
+                                             const char *name)
 {
     struct qf_tensor tensor = {.name = name};
     struct qf_verify_tensor key = {.tensor = &tensor};
     return bsearch(&key, dir->tensors, dir->tensor_count, sizeof *dir->tensors,
                    compare_names);
+}
+
+static struct qf_verify_tensor *find_renamed(const struct qf_verify_dir *dir,
+                                             const char *prefix, bool added,
+                                             const char *name)
+{
+    size_t n = strlen(prefix), size = n + strlen(name) + 1;
+    if (!added)
+        return strncmp(name, prefix, n) == 0 ? find_exactly(dir, name + n) : NULL;
+    char *longer = malloc(size);
+    if (longer == NULL)
+        return NULL;
+    strcpy(stpcpy(longer, prefix), name);
+    struct qf_verify_tensor *found = find_exactly(dir, longer);
+    free(longer);
+    return found;
+}
+
+struct qf_verify_tensor *qf_verify_find(const struct qf_verify_dir *dir,
+                                        const char *name)
+{
+    struct qf_verify_tensor *found = find_exactly(dir, name);
+    if (found == NULL && dir->prefix != NULL)
+        found = find_renamed(dir, dir->prefix, dir->prefix_added, name);
+    return found;
 }
 
 /* ---- what it says it is ---- */
@@ -237,6 +265,94 @@ bool qf_verify_is_quantized(const struct qf_verify_dir *dir, const char *name)
     return found;
 }
 
+/* ---- its names ---- */
+
+/* "model" of "model-00001-of-00002.safetensors" and of "model.safetensors". */
+static size_t stem_of(const char *name)
+{
+    size_t n = strlen(name) - strlen(".safetensors");
+    const char *number = n > 15 ? name + n - 15 : "";
+    return strlen(number) >= 15 && number[0] == '-' &&
+                   memcmp(number + 6, "-of-", 4) == 0
+               ? n - 15
+               : n;
+}
+
+/* The weight set that has the same name as the checkpoint's; else the first. */
+static const struct qf_weight_set *find_set(const struct qf_verify_dir *dir)
+{
+    const struct qf_model *model = dir->model;
+    const char *theirs = dir->shards[0].name;
+    for (size_t i = 0; i < model->set_count; i++) {
+        const char *mine = model->sets[i].shards[0].name;
+        if (stem_of(mine) == stem_of(theirs) &&
+            strncmp(mine, theirs, stem_of(mine)) == 0)
+            return &model->sets[i];
+    }
+    return &model->sets[0];
+}
+
+static size_t count_found(const struct qf_verify_dir *dir,
+                          const struct qf_weight_set *set, const char *prefix,
+                          bool added)
+{
+    size_t count = 0;
+    for (size_t i = 0; i < set->shard_count; i++)
+        for (size_t t = 0; t < set->shards[i].header->tensor_count; t++) {
+            const char *name = set->shards[i].header->tensors[t].name;
+            count += (prefix != NULL ? find_renamed(dir, prefix, added, name)
+                                     : find_exactly(dir, name)) != NULL;
+        }
+    return count;
+}
+
+/* Whether `longer` is `name` behind a prefix that ends with a dot. */
+static bool is_behind_prefix(const char *longer, const char *name)
+{
+    size_t n = strlen(longer), k = strlen(name);
+    return n > k && longer[n - k - 1] == '.' && strcmp(longer + n - k, name) == 0;
+}
+
+/* Tries the prefix that would make these two the same tensor. */
+static int try_prefix(struct qf_verify_dir *dir, const struct qf_weight_set *set,
+                      const char *mine, const char *theirs, size_t *best)
+{
+    bool added = is_behind_prefix(theirs, mine);
+    if (!added && !is_behind_prefix(mine, theirs))
+        return 0;
+    size_t a = strlen(theirs), b = strlen(mine);
+    char *prefix = added ? strndup(theirs, a - b) : strndup(mine, b - a);
+    if (prefix == NULL)
+        return -ENOMEM;
+    size_t count = count_found(dir, set, prefix, added);
+    if (count <= *best) {
+        free(prefix);
+        return 0;
+    }
+    *best = count;
+    free(dir->prefix);
+    dir->prefix = prefix;
+    dir->prefix_added = added;
+    return 0;
+}
+
+/* A model may be saved by a class that holds it under a name ("bert."), or by the one
+ * inside. Some names tell which prefix that is: what most names agree on, counts. */
+static int find_prefix(struct qf_verify_dir *dir, const struct qf_weight_set *set)
+{
+    const struct qf_shard *first = set->shards[0].header;
+    size_t best = count_found(dir, set, NULL, false);
+    int rc = 0;
+    for (size_t t = 0; t < first->tensor_count && t < PREFIX_TRIES && rc == 0; t++) {
+        const char *name = first->tensors[t].name;
+        if (find_exactly(dir, name) != NULL)
+            continue;
+        for (size_t i = 0; i < dir->tensor_count && rc == 0; i++)
+            rc = try_prefix(dir, set, name, dir->tensors[i].tensor->name, &best);
+    }
+    return rc;
+}
+
 /* ---- the view that it should be ---- */
 
 static int add_pattern(struct qf_patterns *patterns, const char *tensor)
@@ -293,7 +409,10 @@ static int make_variant(const struct qf_verify *verify, struct qf_verify_dir *di
         qf_err_prefix(err, "/%s", dir->source);
         return rc;
     }
-    rc = qf_variant_new(dir->model, &dir->view, &dir->variant);
+    if (dir->model->set_count != 0)
+        rc = find_prefix(dir, find_set(dir));
+    if (rc == 0)
+        rc = qf_variant_new(dir->model, &dir->view, &dir->variant);
     if (rc == 0 && verify->view == NULL)
         rc = adapt(dir);
     if (rc == 0 && (dir->skip.count != 0 || dir->force.count != 0)) {
@@ -326,31 +445,6 @@ static int open_stack(const struct qf_verify *verify, struct qf_verify_dir *dir,
 }
 
 /* ---- what is to be compared ---- */
-
-/* "model" of "model-00001-of-00002.safetensors" and of "model.safetensors". */
-static size_t stem_of(const char *name)
-{
-    size_t n = strlen(name) - strlen(".safetensors");
-    const char *number = n > 15 ? name + n - 15 : "";
-    return strlen(number) >= 15 && number[0] == '-' &&
-                   memcmp(number + 6, "-of-", 4) == 0
-               ? n - 15
-               : n;
-}
-
-/* The weight set that has the same name as the checkpoint's; else the first. */
-static const struct qf_weight_set *find_set(const struct qf_verify_dir *dir)
-{
-    const struct qf_model *model = dir->model;
-    const char *theirs = dir->shards[0].name;
-    for (size_t i = 0; i < model->set_count; i++) {
-        const char *mine = model->sets[i].shards[0].name;
-        if (stem_of(mine) == stem_of(theirs) &&
-            strncmp(mine, theirs, stem_of(mine)) == 0)
-            return &model->sets[i];
-    }
-    return &model->sets[0];
-}
 
 static void place_parts(const struct qf_layout *layout, struct qf_verify_unit *units)
 {
@@ -475,6 +569,7 @@ void qf_verify_dir_close(struct qf_verify_dir *dir)
     free_patterns(&dir->force);
     free(dir->tensors);
     qf_root_close(dir->root);
+    free(dir->prefix);
     free(dir->path);
     free(dir->source);
 }

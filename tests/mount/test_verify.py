@@ -148,6 +148,24 @@ class Equal(Verify):
                     self.expect_equal()
                 os.rename(f"{self.dir}/away", f"{self.model}/quantfs.json")
 
+    def test_prefix(self):
+        """Saved by a class that holds the model, or by the one inside."""
+        S.write_llama(self.model)
+        for view in ("dq", "int8"):
+            for rename in (lambda n: "outer.base." + n, lambda n: n.removeprefix("model.")):
+                self.export(view)
+
+                def edit(tensors):
+                    renamed = {rename(n): t for n, t in tensors.items()}
+                    tensors.clear()
+                    tensors.update(renamed)
+                self.rewrite(edit)
+                self.expect_equal()
+                name = rename(Q)
+                self.change(name, 5, flip=0x10)
+                got = self.verify(code=3)
+                self.assertEqual([d["tensor"] for d in got["differences"]], [Q])
+
     def test_odd_blocksize(self):
         """One that no view has is a difference like any other."""
         S.write_llama(self.model)
