@@ -14,23 +14,6 @@
 
 #define DEPTH_MAX 64
 
-/* /mnt/nf4/a/b becomes STORE/a/b; any other path stays. */
-static void source_of_path(char path[PATH_MAX])
-{
-    char top[PATH_MAX], store[PATH_MAX], whole[2 * PATH_MAX];
-    if (!qf_mounted_find(path, top))
-        return;
-    char *status = qf_mounted_status(top);
-    if (status != NULL && qf_mounted_value(status, "store", store, sizeof store)) {
-        const char *view = path + strlen(top);
-        const char *rest = view[0] == '/' ? strchr(view + 1, '/') : NULL;
-        int n = snprintf(whole, sizeof whole, "%s%s", store, rest != NULL ? rest : "");
-        if (n > 0 && n < PATH_MAX)
-            strcpy(path, whole);
-    }
-    free(status);
-}
-
 int qf_models_path(const char *name, char out[PATH_MAX])
 {
     if (realpath(name, out) == NULL)
@@ -39,7 +22,7 @@ int qf_models_path(const char *name, char out[PATH_MAX])
     char *slash = strrchr(out, '/');
     if (stat(out, &st) == 0 && !S_ISDIR(st.st_mode) && slash > out)
         *slash = '\0';
-    source_of_path(out);
+    qf_mounted_source(out);
     return 0;
 }
 

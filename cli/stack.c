@@ -81,13 +81,24 @@ static qf_backend *backend_of(const struct qf_stack *stack)
     return stack->gpu != NULL ? stack->gpu : stack->cpu;
 }
 
-/* Puts the overrides of the policy file into every view. */
-static int apply_policy(struct qf_stack *stack, struct qf_err *err)
+static int read_policy(struct qf_stack *stack, const char *overrides,
+                       struct qf_err *err)
 {
-    int rc = stack->options->policy[0] != '\0'
-                 ? qf_cli_read_file(stack->options->policy, QF_CONFIG_SIZE_MAX,
-                                    &stack->policy, &stack->policy_size, err)
-                 : 0;
+    if (overrides == NULL)
+        return stack->options->policy[0] != '\0'
+                   ? qf_cli_read_file(stack->options->policy, QF_CONFIG_SIZE_MAX,
+                                      &stack->policy, &stack->policy_size, err)
+                   : 0;
+    stack->policy = strdup(overrides);
+    stack->policy_size = strlen(overrides);
+    return stack->policy != NULL ? 0 : qf_err_set(err, -ENOMEM, "out of memory");
+}
+
+/* Puts the overrides for all models into every view. */
+static int apply_policy(struct qf_stack *stack, const char *overrides,
+                        struct qf_err *err)
+{
+    int rc = read_policy(stack, overrides, err);
     while (rc == 0 && stack->view_count < stack->options->view_count) {
         rc = qf_overrides_apply(&stack->options->views[stack->view_count],
                                 stack->policy, stack->policy_size,
@@ -176,7 +187,7 @@ int qf_stack_open(struct qf_stack *stack, const struct qf_stack_options *options
     stack->options = options->mount;
     raise_open_files();
     keep_freed_pages();
-    int rc = apply_policy(stack, err);
+    int rc = apply_policy(stack, options->overrides, err);
     if (rc == 0)
         rc = qf_root_open(options->store_path, &stack->root, err);
     if (rc == 0 && options->mountpoint != NULL)

@@ -21,6 +21,8 @@ extern "C" {
 struct qf_stack_options {
     const struct qf_mount_options *mount; /* borrowed until qf_stack_close */
     const char *store_path;               /* the same */
+    const char *overrides;  /* text for all models, in place of the policy file's; NULL:
+                             * that one's. Borrowed until qf_stack_open returns */
     const char *mountpoint; /* refused where a mount cannot be; NULL: there is none */
     /* Without the cache on disk the stack is of no use: no other store in its place,
      * and no passthrough either, which would seal shards. */
@@ -32,7 +34,7 @@ struct qf_stack {
     struct qf_view views[QF_VIEWS_MAX]; /* those of the options, with the policy file's
                                          * overrides */
     size_t view_count;
-    char *policy; /* text of the policy file, or NULL */
+    char *policy; /* text of overrides for all models, or NULL */
     size_t policy_size;
     char cache[QF_OPT_TEXT_SIZE]; /* its directory; "": none */
     qf_root *root;

@@ -66,6 +66,9 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
                    const qf_json *config, const struct qf_view *view,
                    struct qf_policy *out, struct qf_err *err) QF_MUST_CHECK;
 void qf_policy_fini(struct qf_policy *policy);
+/* Whether the entry of a llm_int8_skip_modules keeps transformers (5 or 4) or diffusers
+ * from replacing this module. */
+bool qf_skip_hits(const char *entry, const char *module) QF_MUST_CHECK;
 /* A few words for `quantfs info`: "output head", "embedding", … */
 const char *qf_reason_text(enum qf_reason reason);
 
