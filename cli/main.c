@@ -13,6 +13,7 @@ static const struct command {
     {"mount", "mount STORE on MNT, its views as directories", qf_cmd_mount},
     {"umount", "unmount MNT and wait until its daemon has ended", qf_cmd_umount},
     {"info", "tell what a model becomes in each view, and why", qf_cmd_info},
+    {"diff", "tell what views cost a model: errors and sizes", qf_cmd_diff},
     {"cache", "see and steer a cache: stat, verify, prune, pin", qf_cmd_cache},
     {"warm", "encode ahead what lies at a path, into the cache", qf_cmd_warm},
     {"doctor", "tell what this machine can do, and what is in the way", qf_cmd_doctor},
