@@ -105,8 +105,10 @@ class Browser:
         while not self.loaded:
             self._message(end)
 
-    def value(self, expression):
-        got = self.call("Runtime.evaluate", expression=expression, returnByValue=True)
+    def value(self, expression, wait=False):
+        """What a script gives; wait: it gives a promise."""
+        got = self.call("Runtime.evaluate", expression=expression, returnByValue=True,
+                        awaitPromise=wait)
         if "exceptionDetails" in got:
             raise RuntimeError(str(got["exceptionDetails"]))
         return got["result"].get("value")
