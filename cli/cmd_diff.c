@@ -310,20 +310,27 @@ static int open_page(const struct command *c, int *fd)
     return -1;
 }
 
+static int write_all(int fd, const struct qf_buf *text)
+{
+    if (ftruncate(fd, 0) != 0 && errno != EINVAL) /* a pipe has no length */
+        return -errno;
+    for (size_t done = 0; done < text->size;) {
+        ssize_t n = write(fd, text->data + done, text->size - done);
+        if (n < 0 && errno != EINTR)
+            return -errno;
+        done += n > 0 ? (size_t)n : 0;
+    }
+    return 0;
+}
+
+/* Closes the file. */
 static int write_page(const struct command *c, int fd)
 {
     struct qf_buf page = {0};
     qf_diff_html(&c->diff, &page);
-    int rc = page.failed ? -ENOMEM : 0;
-    FILE *file = rc == 0 ? fdopen(fd, "w") : NULL;
-    if (file == NULL) {
-        close(fd);
-        rc = rc != 0 ? rc : -errno;
-    } else if ((ftruncate(fd, 0) != 0 && errno != EINVAL) | /* a pipe has no length */
-               (fwrite(page.data, 1, page.size, file) != page.size) |
-               (fclose(file) != 0)) {
+    int rc = page.failed ? -ENOMEM : write_all(fd, &page);
+    if (close(fd) != 0 && rc == 0)
         rc = -errno;
-    }
     qf_buf_fini(&page);
     if (rc != 0)
         fprintf(stderr, "quantfs diff: %s: %s\n", c->html, strerror(-rc));

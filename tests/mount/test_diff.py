@@ -93,7 +93,8 @@ class Diff(qfmount.StoreCase):
 
     def test_same_whatever_computes(self):
         """More than one segment a tensor; threads, instruction sets, cache or none."""
-        S.write_llama(f"{self.store}/big", hidden=600, inter=4001, vocab=8)
+        S.write_llama(f"{self.store}/big", hidden=600, vocab=8,
+                      inter=1801 if qfmount.SLOW else 4001)
         S.write_gpt2(f"{self.store}/turned", hidden=130, layers=2)
         args = ("--model", self.store, "nf4", "dq", "int8")
         want = self.json(*args)
@@ -204,6 +205,10 @@ class Diff(qfmount.StoreCase):
         os.mkdir(f"{self.dir}/empty")
         self.assertIn("no model", self.diff("--model", f"{self.dir}/empty", "nf4", code=2)[1])
         self.assertIn("No such file", self.diff("--model", "/nowhere", "nf4", code=2)[1])
+        rc, _, err = qfmount.run("diff", "-q", "-o", f"cache={self.cache}", "--model",
+                                 self.store, "--html", "/dev/full", "nf4")
+        self.assertEqual(rc, 2)
+        self.assertIn("/dev/full: No space left", err)
         page = f"{self.dir}/none/page.html"
         self.assertIn(page, self.diff("--model", self.store, "--html", page, "nf4",
                                       code=2)[1])
