@@ -57,7 +57,8 @@ static void print_help(void)
         "      --top N         as many tensors, 0 all (20)\n"
         "  -q, --quiet         no progress\n"
         "\n"
-        "exit codes: 0 told, 1 usage, 2 something could not be read, or no view changes\n"
+        "exit codes: 0 told, 1 usage, 2 something could not be read, or no view "
+        "changes\n"
         "            a model there (the rest is told)");
 }
 
