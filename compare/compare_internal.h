@@ -48,7 +48,7 @@ struct qf_segment_buffers {
     uint8_t *source;              /* the segment as it is stored */
     float *turned;                /* of a transposed weight, turned over */
     uint8_t *codes[QF_VIEWS_MAX]; /* of every view; NULL: not yet needed */
-    float *scales;                /* absmax of blocks, SCB of rows */
+    float *scales[QF_VIEWS_MAX];  /* the same: absmax of blocks, SCB of rows */
     float *x, *y;                 /* a tile of both */
 };
 

@@ -27,28 +27,28 @@ struct scope {
     const struct qf_kernels *kernels;
     const struct qf_tensor *src;
     bool turned; /* the source lies in buffers->turned, widened */
+    float map[QF_VIEWS_MAX][16];
+    struct qf_error_lanes lanes[QF_VIEWS_MAX];
 };
 
 int qf_segment_buffers_init(struct qf_segment_buffers *b)
 {
     *b = (struct qf_segment_buffers){
         .source = malloc(QF_SEGMENT_ELEMS * sizeof(float)),
-        .scales = malloc((QF_SEGMENT_ELEMS + 1) * sizeof(float)),
         .x = malloc(TILE * sizeof(float)),
         .y = malloc(TILE * sizeof(float)),
     };
-    return b->source != NULL && b->scales != NULL && b->x != NULL && b->y != NULL
-               ? 0
-               : -ENOMEM;
+    return b->source != NULL && b->x != NULL && b->y != NULL ? 0 : -ENOMEM;
 }
 
 void qf_segment_buffers_fini(struct qf_segment_buffers *b)
 {
-    for (size_t v = 0; v < QF_VIEWS_MAX; v++)
+    for (size_t v = 0; v < QF_VIEWS_MAX; v++) {
         free(b->codes[v]);
+        free(b->scales[v]);
+    }
     free(b->source);
     free(b->turned);
-    free(b->scales);
     free(b->x);
     free(b->y);
 }
@@ -154,18 +154,26 @@ static int read_part(const struct scope *s, size_t view, enum qf_part_role role,
     return 0;
 }
 
+/* A view's codec is the same for all tensors. */
+static int make_buffers(struct qf_segment_buffers *b, size_t view, enum qf_codec codec)
+{
+    bool whole = codec == QF_CODEC_INT8; /* rows may have one element */
+    size_t scales = QF_SEGMENT_ELEMS / (whole ? 1 : QF_BLOCKSIZE_DEFAULT);
+    if (b->codes[view] == NULL)
+        b->codes[view] = malloc(whole ? QF_SEGMENT_ELEMS : QF_SEGMENT_ELEMS / 2);
+    if (b->scales[view] == NULL)
+        b->scales[view] = malloc((scales + 1) * sizeof(float));
+    return b->codes[view] != NULL && b->scales[view] != NULL ? 0 : -ENOMEM;
+}
+
 static int read_codes(const struct scope *s, size_t view, const struct qf_plan *plan)
 {
-    uint8_t **codes = &s->buffers->codes[view];
+    uint8_t *codes = s->buffers->codes[view];
     bool whole = plan->spec.codec == QF_CODEC_INT8;
-    if (*codes == NULL)
-        *codes = malloc(whole ? QF_SEGMENT_ELEMS : QF_SEGMENT_ELEMS / 2);
-    if (*codes == NULL)
-        return -ENOMEM;
     uint64_t first = s->segment->first;
     size_t count = s->segment->count;
     return read_part(s, view, QF_PART_CODES, whole ? first : first / 2,
-                     whole ? count : (count + 1) / 2, *codes);
+                     whole ? count : (count + 1) / 2, codes);
 }
 
 static int read_nested(const struct scope *s, size_t view, uint64_t block, size_t count)
@@ -186,7 +194,7 @@ static int read_nested(const struct scope *s, size_t view, uint64_t block, size_
     if (rc == 0)
         qf_dequant_nested(codes, count, nested_absmax,
                           qf_qstate_nested_offset(state, state_size),
-                          s->buffers->scales);
+                          s->buffers->scales[view]);
     return rc;
 }
 
@@ -201,7 +209,8 @@ static int read_scales(const struct scope *s, size_t view, const struct qf_plan 
         return read_nested(s, view, at, count);
     return read_part(s, view,
                      plan->spec.codec == QF_CODEC_INT8 ? QF_PART_SCB : QF_PART_ABSMAX,
-                     at * sizeof(float), count * sizeof(float), s->buffers->scales);
+                     at * sizeof(float), count * sizeof(float),
+                     s->buffers->scales[view]);
 }
 
 /* Rows may begin and end anywhere in a tile. */
@@ -214,7 +223,7 @@ static void tile_of_int8(const struct scope *s, size_t view, uint64_t cols, size
     for (size_t done = 0; done < n;) {
         uint64_t left = cols - (elem + done) % cols;
         size_t run = left < n - done ? (size_t)left : n - done;
-        float scb = s->buffers->scales[(elem + done) / cols - first_row];
+        float scb = s->buffers->scales[view][(elem + done) / cols - first_row];
         s->kernels->dequant_int8(codes + done, run, scb, s->buffers->y + done);
         done += run;
     }
@@ -222,8 +231,8 @@ static void tile_of_int8(const struct scope *s, size_t view, uint64_t cols, size
 
 /* Elements [at, at + n) of the segment as the view has them; at is a multiple of TILE.
  */
-static const float *tile_of_view(const struct scope *s, size_t view, const float *map,
-                                 const float *x, size_t at, size_t n)
+static const float *tile_of_view(const struct scope *s, size_t view, const float *x,
+                                 size_t at, size_t n)
 {
     struct qf_segment_buffers *b = s->buffers;
     const struct qf_layout_tensor *tensor =
@@ -238,34 +247,23 @@ static const float *tile_of_view(const struct scope *s, size_t view, const float
         tile_of_int8(s, view, tensor->plan->cols, at, n);
     } else {
         uint32_t blocksize = tensor->plan->spec.blocksize;
-        s->kernels->dequant_4bit(b->codes[view] + at / 2, n, blocksize, map,
-                                 b->scales + at / blocksize, b->y);
+        s->kernels->dequant_4bit(b->codes[view] + at / 2, n, blocksize, s->map[view],
+                                 b->scales[view] + at / blocksize, b->y);
     }
     return b->y;
 }
 
-static int measure_view(const struct scope *s, size_t view, struct qf_errors *out)
+static int load_view(struct scope *s, size_t view)
 {
     const struct qf_plan *plan = plan_of(s, view);
-    float map[16] = {0};
-    int rc = 0;
-    if (plan != NULL) {
-        if (plan->spec.codec != QF_CODEC_INT8)
-            qf_dequant_map(plan->spec.codec, map);
-        rc = read_codes(s, view, plan);
-        if (rc == 0)
-            rc = read_scales(s, view, plan);
-    }
-    struct qf_error_lanes lanes = {0};
-    size_t count = s->segment->count;
-    for (size_t at = 0; rc == 0 && at < count; at += TILE) {
-        size_t n = count - at < TILE ? count - at : TILE;
-        const float *x = tile_of_source(s, at, n);
-        s->kernels->errors(x, tile_of_view(s, view, map, x, at, n), n, &lanes);
-    }
+    if (plan == NULL)
+        return 0;
+    if (plan->spec.codec != QF_CODEC_INT8)
+        qf_dequant_map(plan->spec.codec, s->map[view]);
+    int rc = make_buffers(s->buffers, view, plan->spec.codec);
     if (rc == 0)
-        *out = qf_errors_of_lanes(&lanes, count);
-    return rc;
+        rc = read_codes(s, view, plan);
+    return rc == 0 ? read_scales(s, view, plan) : rc;
 }
 
 /* ---- all views ---- */
@@ -277,21 +275,21 @@ static bool is_kept(const struct scope *s, size_t view)
                s->src->dtype;
 }
 
-static int measure_views(const struct scope *s, struct qf_errors *errors)
+static void measure_tiles(struct scope *s, struct qf_errors *errors)
 {
-    const struct qf_errors *kept = NULL; /* the same for all that keep the tensor */
-    for (size_t v = 0; v < s->shard->view_count; v++) {
-        if (is_kept(s, v) && kept != NULL) {
-            errors[v] = *kept;
-            continue;
-        }
-        int rc = measure_view(s, v, &errors[v]);
-        if (rc != 0)
-            return rc;
-        if (is_kept(s, v))
-            kept = &errors[v];
+    size_t count = s->segment->count, views = s->shard->view_count;
+    size_t kept = views; /* the first that keeps the tensor stands for all that do */
+    for (size_t v = views; v-- > 0;)
+        kept = is_kept(s, v) ? v : kept;
+    for (size_t at = 0; at < count; at += TILE) {
+        size_t n = count - at < TILE ? count - at : TILE;
+        const float *x = tile_of_source(s, at, n);
+        for (size_t v = 0; v < views; v++)
+            if (v == kept || !is_kept(s, v))
+                s->kernels->errors(x, tile_of_view(s, v, x, at, n), n, &s->lanes[v]);
     }
-    return 0;
+    for (size_t v = 0; v < views; v++)
+        errors[v] = qf_errors_of_lanes(&s->lanes[is_kept(s, v) ? kept : v], count);
 }
 
 static bool has_codes(const struct scope *s, size_t view)
@@ -311,8 +309,10 @@ int qf_segment_measure(const struct qf_compare_shard *shard,
                       .kernels = qf_kernels_best(),
                       .src = shard->layouts[0]->tensors[segment->tensor].src};
     int rc = read_source(&s);
+    for (size_t v = 0; rc == 0 && v < shard->view_count; v++)
+        rc = load_view(&s, v);
     if (rc == 0)
-        rc = measure_views(&s, errors);
+        measure_tiles(&s, errors);
     for (size_t p = 0; rc == 0 && p < shard->pair_count; p++) {
         const struct qf_compare_pair *pair = &shard->pairs[p];
         if (has_codes(&s, pair->a) && has_codes(&s, pair->b))
