@@ -229,6 +229,13 @@ static void tile_of_int8(const struct scope *s, size_t view, uint64_t cols, size
     }
 }
 
+static bool is_kept(const struct scope *s, size_t view)
+{
+    return plan_of(s, view) == NULL &&
+           s->shard->layouts[view]->tensors[s->segment->tensor].out_dtype ==
+               s->src->dtype;
+}
+
 /* Elements [at, at + n) of the segment as the view has them; at is a multiple of TILE.
  */
 static const float *tile_of_view(const struct scope *s, size_t view, const float *x,
@@ -237,7 +244,7 @@ static const float *tile_of_view(const struct scope *s, size_t view, const float
     struct qf_segment_buffers *b = s->buffers;
     const struct qf_layout_tensor *tensor =
         &s->shard->layouts[view]->tensors[s->segment->tensor];
-    if (tensor->plan == NULL && tensor->out_dtype == s->src->dtype)
+    if (is_kept(s, view))
         return x;
     if (tensor->plan == NULL) {
         uint8_t narrow[TILE * sizeof(float)];
@@ -267,13 +274,6 @@ static int load_view(struct scope *s, size_t view)
 }
 
 /* ---- all views ---- */
-
-static bool is_kept(const struct scope *s, size_t view)
-{
-    return plan_of(s, view) == NULL &&
-           s->shard->layouts[view]->tensors[s->segment->tensor].out_dtype ==
-               s->src->dtype;
-}
 
 static void measure_tiles(struct scope *s, struct qf_errors *errors)
 {

@@ -56,7 +56,9 @@ static void write_model(const char *dir, float spoil)
     tmpdir_write_text(dir, "m/config.json", CONFIG);
 }
 
-static void begin(struct ctx *c, const char *views, float spoil)
+/* adjust: changes the views' settings; may be NULL. */
+static void begin(struct ctx *c, const char *views, float spoil,
+                  void (*adjust)(struct qf_view *views))
 {
     struct qf_view parsed[QF_VIEWS_MAX];
     struct qf_engine_options options = {.thread_count = 2};
@@ -71,6 +73,8 @@ static void begin(struct ctx *c, const char *views, float spoil)
     assert_int_equal(qf_model_load(c->root, "m", &c->model, NULL), 0);
     assert_string_equal(c->model->reason, "");
     assert_int_equal(qf_view_parse_list(views, parsed, &c->count, NULL), 0);
+    if (adjust != NULL)
+        adjust(parsed);
     for (size_t i = 0; i < c->count; i++) {
         assert_int_equal(qf_variant_new(c->model, &parsed[i], &c->variants[i]), 0);
         assert_string_equal(c->variants[i]->reason, "");
@@ -119,7 +123,7 @@ static void test_totals(void **state)
     (void)state;
     struct ctx c;
     struct qf_compare *got;
-    begin(&c, "nf4:fp4:dq:int8", 0.5f);
+    begin(&c, "nf4:fp4:dq:int8", 0.5f, NULL);
     assert_int_equal(run(&c, &got, NULL), 0);
     assert_int_equal(got->tensor_count, 4);
     assert_int_equal(got->pair_count, 3);
@@ -151,6 +155,7 @@ static void test_totals(void **state)
     /* Only 0.5 is off: int8 has 64/127, nf4 0.4407098, fp4 exactly 0.5. */
     assert_true(fabs(q->cells[0].errors.max_abs - (0.5 - 0.44070982933044434)) < 1e-7);
     assert_true(q->cells[1].errors.max_abs == 0);
+    assert_true(q->cells[2].errors.max_abs == q->cells[0].errors.max_abs);
     assert_true(fabs(q->cells[3].errors.max_abs - (64.0 / 127 - 0.5)) < 1e-6);
     for (size_t p = 0; p < 3; p++) {
         bool maps = got->pairs[p].a == 0 && got->pairs[p].b == 2; /* nf4 and dq */
@@ -163,13 +168,45 @@ static void test_totals(void **state)
     end(&c);
 }
 
+static void other_settings(struct qf_view *views)
+{
+    views[0].blocksize = 4096;
+    views[1].blocksize = 128;
+    views[1].storage = QF_BF16;
+    views[2].blocksize = 256;
+    views[2].dtype = QF_F16;
+}
+
+/* All blocks have the absmax 1, whatever their size. */
+static void test_settings(void **state)
+{
+    (void)state;
+    struct ctx c;
+    struct qf_compare *got;
+    begin(&c, "nf4:fp4:dq", 0.5f, other_settings);
+    assert_int_equal(run(&c, &got, NULL), 0);
+    const struct qf_compare_tensor *q = find(got, Q);
+    const double want[3] = {0.5 - 0.44070982933044434, 0, 0.5 - 0.44070982933044434};
+    const uint64_t blocks[3] = {4, 102, 51};
+    for (size_t v = 0; v < 3; v++) {
+        assert_int_equal(q->cells[v].kind, QF_COMPARE_QUANTIZED);
+        assert_true(fabs(q->cells[v].errors.max_abs - want[v]) < 1e-7);
+        assert_true(q->cells[v].errors.error <= want[v] * want[v] + 1e-9);
+        uint64_t scales = v == 2 ? blocks[v] + 4 + 1024 : 4 * blocks[v];
+        uint64_t fixed = 6500 + scales + 64; /* codes, absmax, map; then quant_state */
+        assert_in_range(q->cells[v].size, fixed + 80, fixed + 220);
+    }
+    qf_compare_free(got);
+    end(&c);
+}
+
 /* An infinity takes its block, or row, along; all of it is counted and out. */
 static void test_not_finite(void **state)
 {
     (void)state;
     struct ctx c;
     struct qf_compare *got;
-    begin(&c, "nf4:int8", INFINITY);
+    begin(&c, "nf4:int8", INFINITY, NULL);
     assert_int_equal(run(&c, &got, NULL), 0);
     const struct qf_compare_tensor *q = find(got, Q);
     assert_int_equal(q->cells[0].errors.source_not_finite, 1);
@@ -188,7 +225,7 @@ static void test_source_changes(void **state)
     struct ctx c;
     struct qf_compare *got;
     struct qf_err err = {""};
-    begin(&c, "nf4", 0);
+    begin(&c, "nf4", 0, NULL);
     usleep(20000); /* the times of files move in steps */
     write_model(c.dir, 2);
     assert_int_equal(run(&c, &got, &err), -ESTALE);
@@ -206,6 +243,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_totals),
+        cmocka_unit_test(test_settings),
         cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_source_changes),
     };
