@@ -39,6 +39,8 @@
 #define QF_VIEWS_RECENT_MAX 16u
 /* Bytes of values that wait to be written to the cache; more are dropped. */
 #define QF_CACHE_QUEUE_SIZE_MAX (64u << 20)
+/* Threads that compare views with their source; each has buffers of a few megabytes. */
+#define QF_COMPARE_THREADS_MAX 16u
 /* Values of one cache that a process can hold at the same time; more are misses. */
 #define QF_CACHE_HOLDS_MAX 128u
 

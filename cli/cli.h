@@ -24,6 +24,7 @@ int qf_cmd_info(int argc, char **argv);
 int qf_cmd_warm(int argc, char **argv);
 int qf_cmd_export(int argc, char **argv);
 int qf_cmd_verify(int argc, char **argv);
+int qf_cmd_diff(int argc, char **argv);
 int qf_cmd_demo(int argc, char **argv);
 int qf_cmd_doctor(int argc, char **argv);
 int qf_cmd_cache(int argc, char **argv);

@@ -17,6 +17,7 @@ static const struct command {
     {"umount", "unmount MNT and wait until its daemon has ended", qf_cmd_umount},
     {"info", "tell what a model becomes in each view, and why", qf_cmd_info},
     {"check", "tell which loaders take a view of a model, and why not", qf_cmd_check},
+    {"diff", "tell what views cost a model: errors and sizes", qf_cmd_diff},
     {"cache", "see and steer a cache: stat, verify, prune, pin", qf_cmd_cache},
     {"warm", "encode ahead what lies at a path, into the cache", qf_cmd_warm},
     {"export", "write a view of a model as a repository to publish", qf_cmd_export},
