@@ -6,16 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef int set_option(struct qf_mount_options *options, const char *value,
-                       struct qf_err *err);
-
-struct option {
-    const char *name;
-    const char *value; /* what stands after '=' in the help; NULL: a flag */
-    const char *help;
-    set_option *set;
-};
-
 /* ---- values ---- */
 
 int qf_parse_size(const char *text, uint64_t *out)
@@ -168,7 +158,7 @@ static int set_passthrough(struct qf_mount_options *o, const char *value,
     return 0;
 }
 
-static const struct option options_table[] = {
+static const struct qf_mount_option options_table[] = {
     {"views", "A:B", "views to show (nf4:int8:dq:fp4)", set_views},
     {"cache", "DIR", "directory of the cache; none: memory only", set_cache},
     {"cache_size", "SIZE", "bytes the cache may take (a tenth of its filesystem)",
@@ -178,16 +168,17 @@ static const struct option options_table[] = {
      set_cache_min_free},
     {"memory", "SIZE", "bytes in flight and kept in memory (512M)", set_memory},
     {"threads", "N", "threads that encode ahead (one per processor)", set_threads},
-    {"device", "NAME", "cpu, cuda:N, or auto: a GPU that can be shared, else cpu (cpu)",
+    {"device", "cpu|auto|cuda:N", "auto: a GPU that can be shared, else cpu (cpu)",
      set_device},
-    {"isa", "NAME", "scalar, avx2 or avx512 (the best there is; same bytes)", set_isa},
+    {"isa", "scalar|avx2|avx512",
+     "instructions to use (the best there are; same bytes)", set_isa},
     {"attr_ttl", "SECONDS", "how long names and sizes are trusted (60)", set_attr_ttl},
     {"read_ahead_kb", "KIB", "read-ahead of the mount, when root (4096)",
      set_read_ahead},
     {"policy", "FILE", "overrides for all models (see docs/OVERRIDES.md)", set_policy},
-    {"passthrough", "MODE",
+    {"passthrough", "auto|off",
      "auto: shards that were read are sealed, and read by the kernel itself, when root "
-     "(Linux 6.9); off (auto)",
+     "(Linux 6.9) (auto)",
      set_passthrough},
     {"fsname", "NAME", "what /proc/mounts shows as the device (STORE)", set_fsname},
     {"allow_other", NULL, "let other users in (see fuse.conf)", set_allow_other},
@@ -239,7 +230,7 @@ static int parse_one(struct qf_mount_options *options, char *word, struct qf_err
     if (value != NULL)
         *value++ = '\0';
     for (size_t i = 0; i < sizeof options_table / sizeof *options_table; i++) {
-        const struct option *option = &options_table[i];
+        const struct qf_mount_option *option = &options_table[i];
         if (strcmp(option->name, word) != 0)
             continue;
         if ((option->value != NULL) != (value != NULL))
@@ -282,14 +273,20 @@ void qf_mount_options_init(struct qf_mount_options *options)
                                          .read_ahead_kb = QF_READ_AHEAD_DEFAULT_KB};
 }
 
-void qf_mount_options_help(struct qf_buf *out)
+const struct qf_mount_option *qf_mount_option_list(size_t *count)
 {
-    for (size_t i = 0; i < sizeof options_table / sizeof *options_table; i++) {
-        const struct option *option = &options_table[i];
-        char head[64];
-        snprintf(head, sizeof head, "%s%s%s", option->name,
-                 option->value != NULL ? "=" : "",
-                 option->value != NULL ? option->value : "");
-        qf_buf_appendf(out, "  %-22s %s\n", head, option->help);
-    }
+    *count = sizeof options_table / sizeof *options_table;
+    return options_table;
+}
+
+const char *const *qf_mount_kernel_words(size_t *count)
+{
+    *count = sizeof kernel_options / sizeof *kernel_options;
+    return kernel_options;
+}
+
+const char *const *qf_mount_ignored_words(size_t *count)
+{
+    *count = sizeof ignored_options / sizeof *ignored_options;
+    return ignored_options;
 }
