@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "base/log.h"
 #include "cli/cli.h"
@@ -17,6 +18,7 @@ struct mount {
     const char *store_path;
     const char *mountpoint;
     bool foreground;
+    bool dry_run;
     struct qf_stack stack;
     qf_daemon *daemon;
 };
@@ -66,12 +68,31 @@ static int run(struct mount *m)
     return rc == 0 ? QF_EXIT_OK : QF_EXIT_SYSTEM;
 }
 
+/* What `mount -f` (fake) wants to know. */
+static int dry_run(const struct mount *m)
+{
+    const char *const paths[] = {m->store_path, m->mountpoint};
+    for (size_t i = 0; i < 2; i++) {
+        struct stat st;
+        int error = stat(paths[i], &st) != 0 ? errno
+                    : S_ISDIR(st.st_mode)    ? 0
+                                             : ENOTDIR;
+        if (error == 0)
+            continue;
+        fprintf(stderr, "quantfs: %s: %s\n", paths[i], strerror(error));
+        return QF_EXIT_SYSTEM;
+    }
+    return QF_EXIT_OK;
+}
+
 static int take(void *arg, char id, const char *value)
 {
     struct mount *m = arg;
     struct qf_err err = {""};
     if (id == 'f')
         m->foreground = true;
+    else if (id == 'n')
+        m->dry_run = true;
     else if (qf_mount_options_parse(&m->options, value, &err) != 0)
         return qf_cli_usage_error("mount", "%s", err.text);
     return 0;
@@ -91,6 +112,8 @@ static int mount_command(const struct qf_cli_command *self, int argc, char **arg
     m.mountpoint = line.operands[1];
     if (qf_stack_default_views(&m.options, &err) != 0)
         return qf_cli_usage_error("mount", "%s", err.text);
+    if (m.dry_run)
+        return dry_run(&m);
     if (m.options.debug)
         qf_log_set_level(QF_LOG_DEBUG);
     return run(&m);
@@ -101,6 +124,10 @@ static const struct qf_cli_option options[] = {
      .letter = true,
      .name = "foreground",
      .help = "stay in the foreground, log to stderr"},
+    {.id = 'n',
+     .name = "dry-run",
+     .help = "look at the options and whether both directories are there; mount "
+             "nothing"},
     {.id = 'o',
      .letter = true,
      .name = "options",

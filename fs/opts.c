@@ -158,6 +158,14 @@ static int set_passthrough(struct qf_mount_options *o, const char *value,
     return 0;
 }
 
+static int set_sloppy(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    (void)value;
+    (void)err;
+    o->sloppy = true;
+    return 0;
+}
+
 static const struct qf_mount_option options_table[] = {
     {"views", "A:B", "views to show (nf4:int8:dq:fp4)", set_views},
     {"cache", "DIR", "directory of the cache; none: memory only", set_cache},
@@ -182,6 +190,7 @@ static const struct qf_mount_option options_table[] = {
      set_passthrough},
     {"fsname", "NAME", "what /proc/mounts shows as the device (STORE)", set_fsname},
     {"allow_other", NULL, "let other users in (see fuse.conf)", set_allow_other},
+    {"sloppy", NULL, "do not mind unknown options that follow", set_sloppy},
     {"debug", NULL, "log every event of interest", set_debug},
 };
 
@@ -203,6 +212,9 @@ static const char *const ignored_options[] = {
     "owner", "group",    "_netdev", "nofail", "relatime", "norelatime", "strictatime",
 };
 
+/* The same, with values. */
+static const char *const ignored_pairs[] = {"comment", "helper", "uhelper", "user"};
+
 /* ---- parsing ---- */
 
 static bool is_one_of(const char *name, const char *const *names, size_t count)
@@ -211,6 +223,17 @@ static bool is_one_of(const char *name, const char *const *names, size_t count)
         if (strcmp(name, names[i]) == 0)
             return true;
     return false;
+}
+
+static bool is_ignored(const char *name, const char *value)
+{
+    if (strncmp(name, "x-", 2) == 0 || strncmp(name, "X-", 2) == 0)
+        return true;
+    if (value != NULL)
+        return is_one_of(name, ignored_pairs,
+                         sizeof ignored_pairs / sizeof *ignored_pairs);
+    return is_one_of(name, ignored_options,
+                     sizeof ignored_options / sizeof *ignored_options);
 }
 
 static int add_kernel_option(struct qf_mount_options *options, const char *name,
@@ -238,14 +261,16 @@ static int parse_one(struct qf_mount_options *options, char *word, struct qf_err
                               value != NULL ? "takes no value" : "needs a value");
         return option->set(options, value, err);
     }
-    if (strncmp(word, "x-", 2) == 0 || strncmp(word, "comment", 7) == 0)
-        return 0;
-    if (value == NULL && is_one_of(word, ignored_options,
-                                   sizeof ignored_options / sizeof *ignored_options))
+    if (is_ignored(word, value))
         return 0;
     if (value == NULL &&
         is_one_of(word, kernel_options, sizeof kernel_options / sizeof *kernel_options))
         return add_kernel_option(options, word, err);
+    if (strcmp(word, "remount") == 0)
+        return qf_err_set(err, -EINVAL,
+                          "a mount cannot be remounted: unmount it, mount it anew");
+    if (options->sloppy)
+        return 0;
     return qf_err_set(err, -EINVAL, "unknown option '%s' (see quantfs mount --help)",
                       word);
 }

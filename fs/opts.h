@@ -31,6 +31,7 @@ struct qf_mount_options {
     char policy[QF_OPT_TEXT_SIZE]; /* file of overrides for all models; "": none */
     bool allow_other;
     bool no_passthrough;
+    bool sloppy; /* unknown options are taken silently */
     bool debug;
     char fsname[QF_OPT_TEXT_SIZE]; /* "": the store's path */
     char kernel[QF_OPT_TEXT_SIZE]; /* options for the kernel's mount, comma-separated */

@@ -123,6 +123,14 @@ static void test_mount_words(void **state)
     assert_string_equal(o.kernel, "");
     assert_int_equal(parse("ro,nosuid,nodev,noexec,noatime,auto_unmount"), 0);
     assert_string_equal(o.kernel, "ro,nosuid,nodev,noexec,noatime,auto_unmount");
+    /* as mount(8) of util-linux hands them on */
+    assert_int_equal(parse("user=alice,uhelper=x,helper=y,X-mount.mkdir=0755"), 0);
+    assert_refused("remount,ro", "remount");
+    assert_refused("uid=3", "uid");
+    assert_int_equal(parse("sloppy,uid=3,mand"), 0);
+    assert_refused("sloppy,remount", "remount");
+    assert_refused("sloppy,views=nf5", "nf5");
+    assert_refused("uhelper", "uhelper");
     assert_refused("nosuid=1", "nosuid");
     assert_refused("defaults=1", "defaults");
 }
