@@ -7,6 +7,7 @@
 
 #include "cli/options.h"
 #include "fs/opts.h"
+#include "view/names.h"
 
 /* `"name": "text"`, or null. */
 static void member(struct qf_buf *out, const char *before, const char *name,
@@ -115,6 +116,7 @@ void qf_cli_dump(const struct qf_cli_command *const *commands, struct qf_buf *ou
 {
     size_t count;
     member(out, "{", "version", QUANTFS_VERSION);
+    member(out, ",\n", "views", qf_view_default_list);
     qf_buf_append_str(out, ",\n\"commands\": [");
     for (size_t i = 0; commands[i] != NULL; i++) {
         qf_buf_append_str(out, i != 0 ? ",\n" : "");

@@ -176,8 +176,8 @@ static const struct qf_mount_option options_table[] = {
      set_cache_min_free},
     {"memory", "SIZE", "bytes in flight and kept in memory (512M)", set_memory},
     {"threads", "N", "threads that encode ahead (one per processor)", set_threads},
-    {"device", "cpu|auto|cuda:N", "auto: a GPU that can be shared, else cpu (cpu)",
-     set_device},
+    {"device", "cpu|auto|cuda:N",
+     "what encodes; auto: a GPU that can be shared, else cpu (cpu)", set_device},
     {"isa", "scalar|avx2|avx512",
      "instructions to use (the best there are; same bytes)", set_isa},
     {"attr_ttl", "SECONDS", "how long names and sizes are trusted (60)", set_attr_ttl},
@@ -185,8 +185,8 @@ static const struct qf_mount_option options_table[] = {
      set_read_ahead},
     {"policy", "FILE", "overrides for all models (see docs/OVERRIDES.md)", set_policy},
     {"passthrough", "auto|off",
-     "auto: shards that were read are sealed, and read by the kernel itself, when root "
-     "(Linux 6.9) (auto)",
+     "whether shards that were read are sealed, and read by the kernel itself, when "
+     "root and Linux 6.9 (auto)",
      set_passthrough},
     {"fsname", "NAME", "what /proc/mounts shows as the device (STORE)", set_fsname},
     {"allow_other", NULL, "let other users in (see fuse.conf)", set_allow_other},
