@@ -160,6 +160,7 @@ make_matrix() {
 test_loaders() {
     with_libraries loaders tests/loaders/run.py
     with_libraries overrides tests/loaders/overrides.py
+    with_libraries examples tests/loaders/examples.py
     with_libraries ecosystem tests/matrix/ecosystem.py --results "$logs/ecosystem.json"
     if [ $matrix = 0 ]; then
         with_libraries matrix tests/matrix/run.py --sample
