@@ -84,10 +84,11 @@ class Tables(unittest.TestCase):
                         self.refused("takes no value", *name, word + "=1")
 
     def test_parser_takes_nothing_else(self):
+        known = {o["letter"] for c in COMMANDS for o in c["options"] if o["letter"]}
         for command in COMMANDS:
             name = command["name"].split()
             letters = {o["letter"] for o in command["options"]}
-            for letter in set("abcdefghijklmnopqrstuvwxyzVX?0") - letters:
+            for letter in known - letters | {"j", "V", "?"}:
                 self.refused(f"unknown option '-{letter}'", *name, "-" + letter)
             self.refused("unknown option '--nonsense'", *name, "--nonsense")
             operands = command["operands"]
