@@ -8,6 +8,7 @@
 
 #include "base/log.h"
 #include "cli/cli.h"
+#include "cli/serve.h"
 #include "cli/stack.h"
 #include "fs/daemon.h"
 #include "fs/opts.h"
@@ -20,6 +21,7 @@ struct mount {
     bool foreground;
     struct qf_stack stack;
     qf_daemon *daemon;
+    qf_serve *serve;
 };
 
 static void print_help(void)
@@ -38,6 +40,14 @@ static void print_help(void)
         "\n%s\n"
         "The usual options of mount(8) and fstab are taken too.\n"
         "\n"
+        "SIGTERM and SIGINT unmount: nobody new comes in, who reads is served for "
+        "half\n"
+        "of drain_timeout, and what is under way is finished in the other half; sent\n"
+        "again, they end it at once. SIGHUP reads the policy file and the limits file\n"
+        "again: an open after it sees the new views, open files stay what they were.\n"
+        "SIGUSR1 logs the status. The log goes to stderr in the foreground (with\n"
+        "priorities when that is the journal), else to syslog.\n"
+        "\n"
         "exit codes: 0 mounted, 1 usage, 2 the system said no, 32 not mounted\n",
         text != NULL ? text : "");
     free(text);
@@ -47,6 +57,7 @@ static void close_all(struct mount *m)
 {
     qf_daemon_close(m->daemon);
     qf_stack_close(&m->stack);
+    qf_serve_end(m->serve);
 }
 
 static int run(struct mount *m)
@@ -65,7 +76,9 @@ static int run(struct mount *m)
         .mountpoint = m->mountpoint,
     };
     struct qf_stack *stack = &m->stack;
-    rc = qf_stack_open(stack, &options, &err);
+    rc = qf_serve_begin(stack, &m->serve);
+    if (rc == 0)
+        rc = qf_stack_open(stack, &options, &err);
     if (rc == 0) {
         code = QF_EXIT_MOUNT;
         rc =
@@ -81,7 +94,7 @@ static int run(struct mount *m)
     qf_process_ready(&process); /* from here on the log is the system's */
     qf_log(QF_LOG_INFO, "%s on %s: encoding with %s, cache %s", m->store_path,
            m->mountpoint, qf_stack_backend_name(stack), stack->store->ops->name);
-    rc = qf_daemon_serve(m->daemon);
+    rc = qf_serve_run(m->serve, m->daemon);
     if (rc != 0)
         qf_log(QF_LOG_ERROR, "serving ended: %s", strerror(-rc));
     close_all(m);
@@ -137,5 +150,7 @@ int qf_cmd_mount(int argc, char **argv)
     }
     if (m.options.debug)
         qf_log_set_level(QF_LOG_DEBUG);
+    qf_log_set_json(m.options.log_json);
+    qf_log_to_journal();
     return run(&m);
 }

@@ -247,9 +247,9 @@ static int open_stack(struct command *c)
 static int add_store(struct command *c, const char *path)
 {
     int rc = c->own.ops == NULL ? open_stack(c) : 0;
-    for (size_t i = 0; i < c->stack.view_count && rc == 0; i++) {
+    for (size_t i = 0; i < c->stack.views->count && rc == 0; i++) {
         char in_view[PATH_MAX + QF_VIEW_NAME_SIZE];
-        const char *view = c->stack.views[i].name;
+        const char *view = c->stack.views->views[i].name;
         snprintf(in_view, sizeof in_view, "%s%s", view, path);
         rc = qf_warm_add(&c->warm, &c->own, view, in_view, strlen(view));
     }

@@ -11,7 +11,7 @@
 #include "base/log.h"
 #include "cli/cli.h"
 #include "cuda/cuda_backend.h"
-#include "fs/daemon.h"
+#include "fs/mountpoint.h"
 #include "view/overrides.h"
 
 /* Without a cache directory the engine's own memory is the only cache. */
@@ -28,8 +28,8 @@ static int open_lmdb(struct qf_stack *stack, struct qf_err *err)
     if (rc != 0)
         return rc;
     struct qf_store_lmdb_options lmdb = {.dir = stack->cache,
-                                         .bytes_limit = o->cache_size,
-                                         .min_free = o->cache_min_free};
+                                         .bytes_limit = stack->cache_size,
+                                         .min_free = stack->cache_min_free};
     return qf_store_lmdb_open(&lmdb, &stack->store, err);
 }
 
@@ -40,7 +40,7 @@ static int open_store(struct qf_stack *stack, bool cache_only, struct qf_err *er
     if (none && cache_only)
         return qf_err_set(err, -EINVAL, "cache=none: there is no cache to fill");
     if (none)
-        return qf_store_mem_open(stack->options->cache_size, &stack->store);
+        return qf_store_mem_open(stack->cache_size, &stack->store);
     int rc = open_lmdb(stack, err);
     if (rc == 0 || cache_only)
         return rc;
@@ -76,25 +76,96 @@ static qf_backend *backend_of(const struct qf_stack *stack)
     return stack->gpu != NULL ? stack->gpu : stack->cpu;
 }
 
-/* Puts the overrides of the policy file into every view. */
-static int apply_policy(struct qf_stack *stack, struct qf_err *err)
+static void free_views(struct qf_view_set *set)
 {
-    char *text = NULL;
-    size_t size = 0;
-    int rc = stack->options->policy[0] != '\0'
-                 ? qf_cli_read_file(stack->options->policy, QF_CONFIG_SIZE_MAX, &text,
-                                    &size, err)
-                 : 0;
-    while (rc == 0 && stack->view_count < stack->options->view_count) {
-        rc = qf_overrides_apply(&stack->options->views[stack->view_count], text, size,
-                                &stack->views[stack->view_count], err);
+    while (set->count > 0)
+        qf_view_fini(&set->views[--set->count]);
+    free(set->text);
+    free(set);
+}
+
+static int read_views(const struct qf_mount_options *o, struct qf_view_set **out,
+                      struct qf_err *err)
+{
+    struct qf_view_set *set = calloc(1, sizeof *set);
+    if (set == NULL)
+        return qf_err_set(err, -ENOMEM, "no memory");
+    int rc = o->policy[0] != '\0' ? qf_cli_read_file(o->policy, QF_CONFIG_SIZE_MAX,
+                                                     &set->text, &set->text_size, err)
+                                  : 0;
+    while (rc == 0 && set->count < o->view_count) {
+        rc = qf_overrides_apply(&o->views[set->count], set->text, set->text_size,
+                                &set->views[set->count], err);
         if (rc == 0)
-            stack->view_count++;
+            set->count++;
         else
-            qf_err_prefix(err, "%s", stack->options->policy);
+            qf_err_prefix(err, "%s", o->policy);
+    }
+    if (rc != 0) {
+        free_views(set);
+        return rc;
+    }
+    *out = set;
+    return 0;
+}
+
+/* Views may still be in use when newer ones have come: all stay until the end. False:
+ * they are what they were. */
+static bool take_views(struct qf_stack *stack, struct qf_view_set *set)
+{
+    const struct qf_view_set *now = stack->views;
+    if (now != NULL && now->text_size == set->text_size &&
+        (set->text_size == 0 || memcmp(now->text, set->text, set->text_size) == 0)) {
+        free_views(set);
+        return false;
+    }
+    set->older = stack->views;
+    stack->views = set;
+    return true;
+}
+
+/* What the options say, and above that the limits file. */
+static int read_limits(struct qf_stack *stack, struct qf_err *err)
+{
+    const struct qf_mount_options *o = stack->options;
+    struct qf_mount_options *copy = malloc(sizeof *copy);
+    char *text = NULL;
+    size_t size;
+    int rc = copy != NULL ? 0 : qf_err_set(err, -ENOMEM, "no memory");
+    if (rc == 0) {
+        *copy = *o;
+        if (o->limits[0] != '\0')
+            rc = qf_cli_read_file(o->limits, QF_CONFIG_SIZE_MAX, &text, &size, err);
+    }
+    if (rc == 0 && text != NULL) {
+        rc = qf_mount_options_parse_limits(copy, text, err);
+        if (rc != 0)
+            qf_err_prefix(err, "%s", o->limits);
+    }
+    if (rc == 0) {
+        stack->cache_size = copy->cache_size;
+        stack->cache_min_free = copy->cache_min_free;
     }
     free(text);
+    free(copy);
     return rc;
+}
+
+int qf_stack_reload(struct qf_stack *stack, struct qf_err *err)
+{
+    struct qf_view_set *set;
+    struct qf_err limits_err = {""};
+    int rc = read_views(stack->options, &set, err);
+    if (rc == 0 && take_views(stack, set))
+        qf_tree_set_views(stack->tree, stack->views->views);
+    int limits_rc = read_limits(stack, &limits_err);
+    if (limits_rc == 0)
+        qf_store_set_limits(stack->store, stack->cache_size, stack->cache_min_free);
+    else if (rc == 0)
+        qf_err_set(err, limits_rc, "%s", limits_err.text);
+    else
+        qf_err_prefix(err, "%s; and", limits_err.text);
+    return rc != 0 ? rc : limits_rc;
 }
 
 /* Every open file of a view holds a descriptor of its source. */
@@ -144,8 +215,8 @@ static int open_tree(struct qf_stack *stack, struct qf_err *err)
 {
     struct qf_tree_options tree = {
         .root = stack->root,
-        .views = stack->views,
-        .view_count = stack->view_count,
+        .views = stack->views->views,
+        .view_count = stack->views->count,
         .engine = stack->engine,
         .store = stack->store,
         .passthrough = stack->passthrough,
@@ -159,12 +230,14 @@ int qf_stack_open(struct qf_stack *stack, const struct qf_stack_options *options
 {
     stack->options = options->mount;
     raise_open_files();
-    int rc = apply_policy(stack, err);
+    struct qf_view_set *set;
+    int rc = read_views(stack->options, &set, err);
+    if (rc == 0 && take_views(stack, set))
+        rc = read_limits(stack, err);
     if (rc == 0)
         rc = qf_root_open(options->store_path, &stack->root, err);
     if (rc == 0 && options->mountpoint != NULL)
-        rc = qf_daemon_check_mountpoint(options->mountpoint, qf_root_path(stack->root),
-                                        err);
+        rc = qf_mountpoint_check(options->mountpoint, qf_root_path(stack->root), err);
     if (rc == 0)
         rc = open_backends(stack, err);
     if (rc == 0)
@@ -188,8 +261,10 @@ void qf_stack_close(struct qf_stack *stack)
     qf_backend_close(stack->gpu);
     qf_backend_close(stack->cpu);
     qf_root_close(stack->root);
-    while (stack->view_count > 0)
-        qf_view_fini(&stack->views[--stack->view_count]);
+    for (struct qf_view_set *set = stack->views, *older; set != NULL; set = older) {
+        older = set->older;
+        free_views(set);
+    }
 }
 
 const char *qf_stack_backend_name(const struct qf_stack *stack)

@@ -24,7 +24,8 @@
 struct qf_snapshot {
     _Atomic uint32_t refs;
     struct qf_model *model;
-    pthread_mutex_t lock; /* while a variant is made */
+    const struct qf_view *views; /* what its variants are made with */
+    pthread_mutex_t lock;        /* while a variant is made */
     struct qf_variant *variants[QF_VIEWS_MAX];
     _Atomic uint64_t weight; /* estimated bytes */
 };
@@ -42,7 +43,7 @@ struct entry {
 
 struct qf_catalog {
     const qf_root *root;
-    const struct qf_view *views;
+    const struct qf_view *_Atomic views;
     size_t view_count;
     uint64_t memory_limit;
     pthread_mutex_t lock;
@@ -80,7 +81,8 @@ static int snapshot_load(qf_catalog *catalog, const char *path, qf_snapshot **ou
     struct qf_model *model;
     int rc = qf_model_load(catalog->root, path, &model, &err);
     if (rc != 0) {
-        qf_log(QF_LOG_WARN, "%s: %s", path, err.text[0] ? err.text : strerror(-rc));
+        qf_log_repeated(QF_LOG_WARN, path, "%s",
+                        err.text[0] != '\0' ? err.text : strerror(-rc));
         return rc;
     }
     qf_snapshot *snapshot = calloc(1, sizeof *snapshot);
@@ -91,6 +93,7 @@ static int snapshot_load(qf_catalog *catalog, const char *path, qf_snapshot **ou
     atomic_store(&snapshot->refs, 1);
     pthread_mutex_init(&snapshot->lock, NULL);
     snapshot->model = model;
+    snapshot->views = atomic_load(&catalog->views);
     uint64_t headers = header_bytes(model);
     atomic_store(&snapshot->weight, 4096 + 2 * headers + model->config_size);
     atomic_fetch_add(&catalog->models_loaded, 1);
@@ -208,7 +211,8 @@ static void entry_put(qf_catalog *catalog, struct entry *entry, uint64_t weight)
 static int refresh(qf_catalog *catalog, struct entry *entry, bool force)
 {
     int64_t now = qf_clock_ms();
-    if (entry->snapshot != NULL) {
+    if (entry->snapshot != NULL &&
+        entry->snapshot->views == atomic_load(&catalog->views)) {
         if (!force && now >= entry->checked_ms &&
             now - entry->checked_ms < QF_CATALOG_FRESH_MS)
             return 0;
@@ -223,14 +227,14 @@ static int refresh(qf_catalog *catalog, struct entry *entry, bool force)
     return snapshot_load(catalog, entry->path, &entry->snapshot);
 }
 
-static int variant_of(qf_catalog *catalog, qf_snapshot *snapshot, const char *path,
-                      size_t view, const struct qf_variant **out)
+static int variant_of(qf_snapshot *snapshot, const char *path, size_t view,
+                      const struct qf_variant **out)
 {
     int rc = 0;
     pthread_mutex_lock(&snapshot->lock);
     struct qf_variant *variant = snapshot->variants[view];
     if (variant == NULL) {
-        rc = qf_variant_new(snapshot->model, &catalog->views[view], &variant);
+        rc = qf_variant_new(snapshot->model, &snapshot->views[view], &variant);
         if (rc == 0) {
             snapshot->variants[view] = variant;
             atomic_fetch_add(&snapshot->weight,
@@ -238,7 +242,7 @@ static int variant_of(qf_catalog *catalog, qf_snapshot *snapshot, const char *pa
             if (snapshot->model->kind != QF_MODEL_NONE &&
                 snapshot->model->reason[0] == '\0' && variant->reason[0] != '\0')
                 qf_log(QF_LOG_INFO, "%s/%s: passed through as it is: %s",
-                       catalog->views[view].name, path, variant->reason);
+                       snapshot->views[view].name, path, variant->reason);
         }
     }
     pthread_mutex_unlock(&snapshot->lock);
@@ -260,7 +264,7 @@ int qf_catalog_get(qf_catalog *catalog, const char *path, size_t view, bool forc
         atomic_fetch_add(&found->refs, 1);
     pthread_mutex_unlock(&entry->lock);
     if (rc == 0)
-        rc = variant_of(catalog, found, path, view, variant);
+        rc = variant_of(found, path, view, variant);
     entry_put(catalog, entry, found != NULL ? atomic_load(&found->weight) : 0);
     if (rc != 0) {
         qf_snapshot_release(found);
@@ -277,12 +281,17 @@ int qf_catalog_new(const qf_root *root, const struct qf_view *views, size_t view
     if (catalog == NULL)
         return -ENOMEM;
     catalog->root = root;
-    catalog->views = views;
+    atomic_init(&catalog->views, views);
     catalog->view_count = view_count;
     catalog->memory_limit = memory_limit;
     pthread_mutex_init(&catalog->lock, NULL);
     *out = catalog;
     return 0;
+}
+
+void qf_catalog_set_views(qf_catalog *catalog, const struct qf_view *views)
+{
+    atomic_store(&catalog->views, views);
 }
 
 void qf_catalog_free(qf_catalog *catalog)

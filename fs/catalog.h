@@ -24,6 +24,9 @@ typedef struct qf_snapshot qf_snapshot;
  * from their headers' sizes). */
 int qf_catalog_new(const qf_root *root, const struct qf_view *views, size_t view_count,
                    uint64_t memory_limit, qf_catalog **out) QF_MUST_CHECK;
+/* The same views with other settings, from the next look at a directory on; snapshots
+ * that somebody holds stay what they are. Both sets are borrowed until the end. */
+void qf_catalog_set_views(qf_catalog *catalog, const struct qf_view *views);
 /* All references must have been dropped. NULL is allowed. */
 void qf_catalog_free(qf_catalog *catalog);
 

@@ -6,12 +6,12 @@
 
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
-#include <limits.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/limits.h"
@@ -19,6 +19,7 @@
 #include "base/pool.h"
 #include "fs/fuse_ll.h"
 #include "fs/fuse_wire.h"
+#include "fs/mountpoint.h"
 
 /* A reader may wait for an encode in one of these; others go on. */
 #define SERVE_THREADS_MIN 8u
@@ -29,7 +30,8 @@ struct qf_daemon {
     char *mountpoint; /* absolute */
     unsigned read_ahead_kb;
     bool mounted;
-    bool signals;
+    pthread_t thread; /* that serves */
+    atomic_bool serving;
 };
 
 static char fuse_message[QF_ERR_TEXT_SIZE]; /* written while one thread mounts */
@@ -48,94 +50,11 @@ static void QF_PRINTF(2, 0)
         qf_log(QF_LOG_DEBUG, "libfuse: %s", text);
 }
 
-/* mountinfo writes blanks and backslashes of a path as \\ooo. */
-static void unescape_octal(char *text)
-{
-    char *to = text;
-    for (const char *from = text; *from != '\0'; to++) {
-        unsigned value;
-        if (from[0] == '\\' && sscanf(from + 1, "%3o", &value) == 1) {
-            *to = (char)value;
-            from += 4;
-        } else {
-            *to = *from++;
-        }
-    }
-    *to = '\0';
-}
-
-struct mount_line {
-    char device[32]; /* MAJOR:MINOR */
-    char type[64];
-    char source[PATH_MAX];
-};
-
-/* What is mounted there, from mountinfo: asking the mount itself would wait for its
- * daemon, which may be us. False: nothing. */
-static bool find_mount(const char *mountpoint, struct mount_line *out)
-{
-    FILE *file = fopen("/proc/self/mountinfo", "re");
-    if (file == NULL)
-        return false;
-    char *line = NULL;
-    size_t capacity = 0;
-    bool found = false;
-    while (getline(&line, &capacity, file) > 0) {
-        struct mount_line mount = {.source = ""};
-        char point[PATH_MAX];
-        const char *rest = strstr(line, " - ");
-        if (rest == NULL ||
-            sscanf(line, "%*s %*s %31s %*s %4095s", mount.device, point) != 2 ||
-            sscanf(rest, " - %63s %4095s", mount.type, mount.source) < 1)
-            continue;
-        unescape_octal(point);
-        unescape_octal(mount.source);
-        if (strcmp(point, mountpoint) == 0) {
-            found = true; /* the last one is on top */
-            *out = mount;
-        }
-    }
-    free(line);
-    fclose(file);
-    return found;
-}
-
 const char *qf_daemon_libfuse_version(void)
 {
     static char text[64];
     snprintf(text, sizeof text, "libfuse %s", fuse_pkgversion());
     return text;
-}
-
-int qf_daemon_check_mountpoint(const char *mountpoint, const char *store_path,
-                               struct qf_err *err)
-{
-    char real[PATH_MAX];
-    struct stat st;
-    if (stat(mountpoint, &st) != 0 || realpath(mountpoint, real) == NULL) {
-        int error = errno;
-        const char *hint = error == ENOENT     ? " (make it first)"
-                           : error == ENOTCONN ? " (a dead mount: unmount it first)"
-                                               : "";
-        return qf_err_set(err, -error, "mountpoint %s: %s%s", mountpoint,
-                          strerror(error), hint);
-    }
-    if (!S_ISDIR(st.st_mode))
-        return qf_err_set(err, -ENOTDIR, "mountpoint %s: not a directory", mountpoint);
-    struct mount_line other;
-    if (find_mount(real, &other) && strcmp(other.type, "fuse.quantfs") == 0)
-        return qf_err_set(err, -EBUSY,
-                          "mountpoint %s: %.200s is mounted on it already (quantfs "
-                          "umount %s first)",
-                          mountpoint, other.source, mountpoint);
-    size_t n = strlen(store_path);
-    if (strncmp(real, store_path, n) == 0 &&
-        (real[n] == '/' || real[n] == '\0' || strcmp(store_path, "/") == 0))
-        return qf_err_set(err, -EINVAL,
-                          "mountpoint %s lies in the store %s: the mount would show "
-                          "itself; choose one outside",
-                          mountpoint, store_path);
-    return 0;
 }
 
 /* "a,b" for -o; a comma or a backslash in a value is escaped for libfuse. */
@@ -189,15 +108,27 @@ static void close_backing(void *arg, int id)
  * talked to the kernel before this (a synchronous INIT) leaves passthrough off. */
 static void hook_io(qf_daemon *daemon)
 {
-    qf_passthrough *passthrough = daemon->context.passthrough;
-    if (!qf_passthrough_wanted(passthrough))
-        return;
     daemon->context.device = (struct qf_passthrough_device){.open = open_backing,
                                                             .close = close_backing,
                                                             .arg = daemon};
     if (fuse_session_custom_io(daemon->session, qf_fuse_io(),
                                fuse_session_fd(daemon->session)) != 0)
-        qf_passthrough_off(passthrough, "libfuse takes no reader of ours");
+        qf_passthrough_off(daemon->context.passthrough,
+                           "libfuse takes no reader of ours");
+}
+
+/* libfuse's loop waits in sem_wait, which only a signal ends; what the handler does is
+ * nothing. */
+static void wake(int signo)
+{
+    (void)signo;
+}
+
+static void catch_wake_signal(void)
+{
+    struct sigaction action = {.sa_handler = wake};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGRTMIN, &action, NULL);
 }
 
 int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
@@ -231,7 +162,7 @@ int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
     }
     daemon->mounted = true;
     hook_io(daemon);
-    daemon->signals = fuse_set_signal_handlers(daemon->session) == 0;
+    catch_wake_signal();
 out:
     atomic_store(&catching, false);
     free(words);
@@ -247,9 +178,9 @@ out:
  * a mapping makes requests of 128 KiB one at a time. */
 static void raise_read_ahead(const qf_daemon *daemon)
 {
-    struct mount_line mount;
+    struct qf_mountpoint mount;
     char path[128];
-    if (daemon->read_ahead_kb == 0 || !find_mount(daemon->mountpoint, &mount))
+    if (daemon->read_ahead_kb == 0 || !qf_mountpoint_find(daemon->mountpoint, &mount))
         return;
     snprintf(path, sizeof path, "/sys/class/bdi/%s/read_ahead_kb", mount.device);
     int fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -265,9 +196,23 @@ static void raise_read_ahead(const qf_daemon *daemon)
     close(fd);
 }
 
+void qf_daemon_stop(qf_daemon *daemon)
+{
+    fuse_session_exit(daemon->session);
+    if (atomic_load(&daemon->serving))
+        pthread_kill(daemon->thread, SIGRTMIN);
+}
+
+const char *qf_daemon_mountpoint(const qf_daemon *daemon)
+{
+    return daemon->mountpoint;
+}
+
 int qf_daemon_serve(qf_daemon *daemon)
 {
     raise_read_ahead(daemon);
+    daemon->thread = pthread_self();
+    atomic_store(&daemon->serving, true);
     struct fuse_loop_config *config = fuse_loop_cfg_create();
     if (config == NULL)
         return -ENOMEM;
@@ -279,6 +224,7 @@ int qf_daemon_serve(qf_daemon *daemon)
     fuse_loop_cfg_set_idle_threads(config, threads);
     int rc = fuse_session_loop_mt(daemon->session, config);
     fuse_loop_cfg_destroy(config);
+    atomic_store(&daemon->serving, false);
     /* A signal that ends us is a way to stop, not an error. */
     return rc < 0 ? rc : 0;
 }
@@ -287,8 +233,6 @@ void qf_daemon_close(qf_daemon *daemon)
 {
     if (daemon == NULL)
         return;
-    if (daemon->signals)
-        fuse_remove_signal_handlers(daemon->session);
     if (daemon->mounted)
         fuse_session_unmount(daemon->session);
     if (daemon->session != NULL)

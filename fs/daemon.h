@@ -15,17 +15,19 @@ typedef struct qf_daemon qf_daemon;
 
 const char *qf_daemon_libfuse_version(void);
 
-/* Refuses a mountpoint that is no directory, or that lies in the store (the mount would
- * show itself). */
-int qf_daemon_check_mountpoint(const char *mountpoint, const char *store_path,
-                               struct qf_err *err) QF_MUST_CHECK;
 /* Mounts. options, tree, passthrough and mountpoint are borrowed. */
 int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
                     qf_passthrough *passthrough, const char *store_path,
                     const char *mountpoint, qf_daemon **out,
                     struct qf_err *err) QF_MUST_CHECK;
-/* Serves until unmounted or told to end by SIGTERM, SIGINT or SIGHUP. */
+/* Serves until it is unmounted or stopped; then what has been read from the kernel is
+ * answered. */
 int qf_daemon_serve(qf_daemon *daemon) QF_MUST_CHECK;
+/* Stops it, from another thread. The call can come to nothing while that thread is on
+ * its way into its wait: repeat it until qf_daemon_serve has returned. */
+void qf_daemon_stop(qf_daemon *daemon);
+/* Absolute; borrowed. */
+const char *qf_daemon_mountpoint(const qf_daemon *daemon);
 /* Unmounts if need be. NULL is allowed. */
 void qf_daemon_close(qf_daemon *daemon);
 

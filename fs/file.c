@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fs/status.h"
 #include "fs/tree_private.h"
 
 enum file_kind { FILE_TEXT, FILE_CONTROL, FILE_SOURCE, FILE_SHARD };
@@ -48,7 +47,7 @@ static int open_control(qf_tree *tree, const char *name, qf_file *file)
     if (qf_control_find(name) == QF_CONTROL_METRICS)
         qf_metrics_text(tree->metrics, &tree->options, tree->catalog, &text);
     else
-        qf_status_text(&tree->options, tree->catalog, &text);
+        qf_tree_status(tree, &text);
     file->kind = FILE_CONTROL;
     file->owned_text = qf_buf_take(&text, &file->text_size);
     file->text = file->owned_text;

@@ -181,15 +181,26 @@ static void ll_release(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi
     fuse_reply_err(req, 0);
 }
 
+/* A reader tries again and again, and may be one of many. */
+static void log_read_error(fuse_req_t req, fuse_ino_t ino, int rc)
+{
+    char *name = qf_tree_name(tree_of(req), ino);
+    if (name != NULL)
+        qf_log_repeated(QF_LOG_WARN, name, "cannot be read: %s",
+                        rc == -ESTALE ? "the source has changed since it was opened"
+                                      : strerror(-rc));
+    free(name);
+}
+
 static void ll_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
                     struct fuse_file_info *fi)
 {
-    (void)ino;
     struct qf_file_read read;
     int rc = off < 0 ? -EINVAL
                      : qf_file_read((qf_file *)(uintptr_t)fi->fh, (uint64_t)off, size,
                                     &read);
     if (rc != 0) {
+        log_read_error(req, ino, rc);
         reply_error(req, rc);
         return;
     }
@@ -371,12 +382,15 @@ const struct fuse_lowlevel_ops *qf_fuse_ops(void)
 static ssize_t read_request(int fd, void *buf, size_t size, void *userdata)
 {
     const struct qf_fuse_context *context = userdata;
+    qf_metrics *metrics = qf_tree_metrics(context->tree);
+    qf_metrics_waiting(metrics, 1);
     ssize_t n =
         context->read != NULL ? context->read(fd, buf, size) : read(fd, buf, size);
+    qf_metrics_waiting(metrics, -1);
     bool offered;
     if (n > 0)
-        qf_metrics_begin(qf_tree_metrics(context->tree), qf_wire_opcode(buf, (size_t)n),
-                         qf_metrics_now_ns(), &request);
+        qf_metrics_begin(metrics, qf_wire_opcode(buf, (size_t)n), qf_metrics_now_ns(),
+                         &request);
     if (n > 0 && qf_wire_is_init(buf, (size_t)n, &offered)) {
         next_reply.init = offered;
         if (!offered && context->passthrough != NULL)

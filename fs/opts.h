@@ -30,15 +30,20 @@ struct qf_mount_options {
     unsigned attr_ttl_s;           /* how long the kernel may trust names and sizes */
     unsigned read_ahead_kb;        /* of the mount, when we may set it */
     char policy[QF_OPT_TEXT_SIZE]; /* file of overrides for all models; "": none */
+    char
+        limits[QF_OPT_TEXT_SIZE]; /* file of limits that SIGHUP reads again; "": none */
+    unsigned drain_timeout_s;     /* how long SIGTERM may take */
     bool allow_other;
     bool no_passthrough;
     bool debug;
+    bool log_json;
     char fsname[QF_OPT_TEXT_SIZE]; /* "": the store's path */
     char kernel[QF_OPT_TEXT_SIZE]; /* options for the kernel's mount, comma-separated */
 };
 
 #define QF_ATTR_TTL_DEFAULT_S    60
 #define QF_READ_AHEAD_DEFAULT_KB 4096
+#define QF_DRAIN_DEFAULT_S       10
 
 void qf_mount_options_init(struct qf_mount_options *options);
 /* One "-o" argument: "name,name=value,…". -EINVAL with a sentence that names the
@@ -46,6 +51,11 @@ void qf_mount_options_init(struct qf_mount_options *options);
  * silently. */
 int qf_mount_options_parse(struct qf_mount_options *options, const char *list,
                            struct qf_err *err) QF_MUST_CHECK;
+/* A file with one of cache_size=SIZE and cache_min_free=SIZE a line; blank lines and
+ * those that begin with '#' are skipped. -EINVAL with a sentence that names the line.
+ */
+int qf_mount_options_parse_limits(struct qf_mount_options *options, const char *text,
+                                  struct qf_err *err) QF_MUST_CHECK;
 /* The help text: one line for each option. */
 void qf_mount_options_help(struct qf_buf *out);
 /* "4096", "512K", "64M", "2G", "1T" in bytes. -EINVAL, -ERANGE. */

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/hash.h"
+#include "fs/status.h"
 #include "fs/tree_private.h"
 
 /* NFS handles carry 32 bits of it; 0 means "unknown" to us. */
@@ -323,7 +324,28 @@ int qf_tree_getattr(qf_tree *tree, uint64_t id, struct qf_entry *out)
     return rc == -ENOENT ? -ESTALE : rc;
 }
 
+char *qf_tree_name(qf_tree *tree, uint64_t id)
+{
+    struct qf_place place;
+    uint64_t generation;
+    if (qf_node_find(&tree->nodes, id, &place, &generation) != 0)
+        return strdup("");
+    char *name = qf_path_join(qf_tree_place_name(tree, place.view), place.path);
+    free(place.path);
+    return name;
+}
+
 /* ---- the tree ---- */
+
+void qf_tree_set_views(qf_tree *tree, const struct qf_view *views)
+{
+    qf_catalog_set_views(tree->catalog, views);
+}
+
+void qf_tree_status(qf_tree *tree, struct qf_buf *out)
+{
+    qf_status_text(&tree->options, tree->catalog, out);
+}
 
 qf_metrics *qf_tree_metrics(qf_tree *tree)
 {

@@ -48,6 +48,11 @@ int qf_tree_new(const struct qf_tree_options *options, qf_tree **out) QF_MUST_CH
 /* NULL is allowed. */
 void qf_tree_free(qf_tree *tree);
 
+/* The same views with other settings; the set is borrowed like the first, which stays
+ * in use. What is open goes on as it was; the next open of a file that is now another
+ * finds another generation. */
+void qf_tree_set_views(qf_tree *tree, const struct qf_view *views);
+
 /* The entry `name` of a directory, "." and ".." included; counts one reference of the
  * kernel's, which qf_tree_forget gives back. -ENOENT, -EXDEV (a link that leaves the
  * store), -ELOOP, … */
@@ -64,6 +69,11 @@ size_t qf_dir_count(const qf_dir *dir);
 const char *qf_dir_entry(const qf_dir *dir, size_t index, uint64_t *id, unsigned *type);
 void qf_dir_close(qf_dir *dir);
 
+/* What a node is called, "nf4/path", for the log: "" for the root, and for one that the
+ * kernel does not hold. Returns owned; NULL without memory. */
+char *qf_tree_name(qf_tree *tree, uint64_t id) QF_MUST_CHECK;
+/* The text of the status file. */
+void qf_tree_status(qf_tree *tree, struct qf_buf *out);
 /* Its counters; borrowed. */
 qf_metrics *qf_tree_metrics(qf_tree *tree);
 

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "test_fs_fixture.h"
+#include "view/overrides.h"
 
 #include "fs/catalog.h"
 
@@ -98,6 +99,36 @@ static void test_freshness(void **state)
     end(&c);
 }
 
+/* Other settings: whoever holds a snapshot keeps what it was, the next look is new. */
+static void test_other_views(void **state)
+{
+    (void)state;
+    struct ctx c;
+    struct qf_view others[QF_VIEWS_MAX];
+    qf_snapshot *held, *next;
+    const struct qf_variant *before, *after;
+    static const char policy[] = "{\"blocksize\": 128}";
+    begin(&c, 64u << 20);
+    sfx_model(&c.s, "m");
+    assert_int_equal(qf_catalog_get(c.catalog, "m", 0, false, &held, &before), 0);
+    for (size_t i = 0; i < c.view_count; i++)
+        assert_int_equal(qf_overrides_apply(&c.views[i], policy, strlen(policy),
+                                            &others[i], NULL),
+                         0);
+    qf_catalog_set_views(c.catalog, others);
+    assert_int_equal(qf_catalog_get(c.catalog, "m", 0, false, &next, &after), 0);
+    assert_int_equal(before->view.blocksize, 64);
+    assert_int_equal(after->view.blocksize, 128);
+    qf_snapshot_release(held);
+    qf_snapshot_release(next);
+    assert_int_equal(loaded(&c), 2);
+    look(&c, "m", 0, false); /* and it is kept */
+    assert_int_equal(loaded(&c), 2);
+    end(&c);
+    for (size_t i = 0; i < c.view_count; i++)
+        qf_view_fini(&others[i]);
+}
+
 /* What passes through is not read again each time either, while nothing changes. */
 static void test_damaged_is_kept(void **state)
 {
@@ -192,11 +223,9 @@ static void test_errors(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reuse),
-        cmocka_unit_test(test_freshness),
-        cmocka_unit_test(test_damaged_is_kept),
-        cmocka_unit_test(test_small_memory),
-        cmocka_unit_test(test_lru),
+        cmocka_unit_test(test_reuse),           cmocka_unit_test(test_freshness),
+        cmocka_unit_test(test_damaged_is_kept), cmocka_unit_test(test_other_views),
+        cmocka_unit_test(test_small_memory),    cmocka_unit_test(test_lru),
         cmocka_unit_test(test_errors),
     };
     return cmocka_run_group_tests_name("fs_catalog", tests, NULL, NULL);
