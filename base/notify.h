@@ -15,6 +15,9 @@ extern "C" {
 #endif
 
 #define QF_NOTIFY_SIZE_MAX 4096
+/* What we leave there. */
+#define QF_NOTIFY_FUSE    "quantfs-fuse"    /* the mount's /dev/fuse */
+#define QF_NOTIFY_JOURNAL "quantfs-journal" /* fs/journal.h */
 
 /* Whether somebody listens. */
 bool qf_notify_wanted(void);

@@ -18,7 +18,6 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/notify.h"
-#include "fs/mountpoint.h"
 #include "fs/process.h"
 #include "fs/signals.h"
 
@@ -35,6 +34,7 @@ struct qf_serve {
     qf_daemon *daemon;
     pthread_mutex_t lock; /* of all below; what it is about is not closed meanwhile */
     enum phase phase;
+    bool handed_over;
     int64_t drain_ends_ms, deadline_ms;
     uint64_t begun;      /* requests, when it was looked last */
     int64_t last_ms;     /* when one was under way last */
@@ -76,7 +76,7 @@ static void drain(qf_serve *serve, int64_t now_ms)
 {
     int64_t timeout_ms = 1000 * (int64_t)serve->stack->options->drain_timeout_s;
     const char *mountpoint = qf_daemon_mountpoint(serve->daemon);
-    int rc = qf_mountpoint_unmount(mountpoint, true);
+    int rc = qf_daemon_detach(serve->daemon);
     serve->drain_ends_ms = now_ms + timeout_ms / 2;
     serve->deadline_ms = now_ms + timeout_ms;
     serve->last_ms = now_ms;
@@ -112,7 +112,7 @@ static void leave_behind(qf_serve *serve)
     } else {
         qf_log(QF_LOG_ERROR, "left before all was written to the cache");
     }
-    _exit(QF_EXIT_SYSTEM);
+    _exit(serve->handed_over ? QF_EXIT_RESTART : QF_EXIT_SYSTEM);
 }
 
 /* ---- what a signal does ---- */
@@ -154,6 +154,22 @@ static void told_to_end(qf_serve *serve)
         stop(serve, now_ms + LEAVE_NOW_MS);
 }
 
+/* Unmounts nothing: what is not answered, the next daemon is asked again. */
+static void hand_over(qf_serve *serve)
+{
+    const char *mountpoint = qf_daemon_mountpoint(serve->daemon);
+    if (!qf_daemon_hand_over(serve->daemon)) {
+        qf_log(QF_LOG_ERROR,
+               "SIGUSR2: nobody would start the next daemon of %s (-o "
+               "restart=)",
+               mountpoint);
+        return;
+    }
+    qf_log(QF_LOG_INFO, "SIGUSR2: %s is left to the next daemon", mountpoint);
+    serve->handed_over = true;
+    stop(serve, qf_clock_ms() + 1000 * (int64_t)serve->stack->options->drain_timeout_s);
+}
+
 static void caught(void *arg, int signo)
 {
     qf_serve *serve = arg;
@@ -164,6 +180,8 @@ static void caught(void *arg, int signo)
         told_to_end(serve);
     else if (serve->phase == SERVING && signo == SIGHUP)
         reload(serve);
+    else if (serve->phase == SERVING && signo == SIGUSR2)
+        hand_over(serve);
     else if (is_served(serve) && signo == SIGUSR1)
         log_status(serve);
     pthread_mutex_unlock(&serve->lock);
@@ -248,6 +266,11 @@ int qf_serve_run(qf_serve *serve, qf_daemon *daemon)
     int rc = qf_daemon_serve(daemon);
     enter(serve, CLOSING);
     return rc;
+}
+
+bool qf_serve_handed_over(const qf_serve *serve)
+{
+    return serve->handed_over;
 }
 
 void qf_serve_end(qf_serve *serve)

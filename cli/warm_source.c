@@ -177,7 +177,6 @@ static int stack_open(const struct qf_warm_source *source, const char *path,
 {
     qf_tree *tree = source->stack->tree;
     struct qf_entry entry;
-    uint64_t generation;
     int fd;
     *out = (struct qf_warm_file){.fd = -1};
     int rc = find_id(tree, path, &out->id);
@@ -186,7 +185,7 @@ static int stack_open(const struct qf_warm_source *source, const char *path,
     rc = qf_tree_getattr(tree, out->id, &entry);
     if (rc == 0)
         rc = qf_file_open(tree, out->id, &out->file);
-    if (rc == 0 && !qf_file_sealed(out->file, &generation, &fd))
+    if (rc == 0 && !qf_file_sealed(out->file, &fd))
         rc = -ENODATA;
     if (rc == 0) {
         out->size = (uint64_t)entry.st.st_size;

@@ -6,6 +6,7 @@
 
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -16,6 +17,7 @@
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/notify.h"
 #include "base/pool.h"
 #include "fs/fuse_ll.h"
 #include "fs/fuse_wire.h"
@@ -29,7 +31,9 @@ struct qf_daemon {
     struct fuse_session *session;
     char *mountpoint; /* absolute */
     unsigned read_ahead_kb;
-    bool mounted;
+    bool mounted;     /* and it is for us to unmount */
+    bool kept;        /* a service manager or a keeper has it, too */
+    bool resumed;     /* from a daemon before this one */
     pthread_t thread; /* that serves */
     atomic_bool serving;
 };
@@ -131,12 +135,132 @@ static void catch_wake_signal(void)
     sigaction(SIGRTMIN, &action, NULL);
 }
 
+static int new_handles(qf_daemon *daemon)
+{
+    return qf_handles_new(daemon->context.tree, daemon->context.journal,
+                          &daemon->context.handles);
+}
+
+void qf_daemon_passed(const struct qf_mount_options *options, struct qf_passed *out)
+{
+    *out = (struct qf_passed){-1, -1};
+    if (options->restart == QF_RESTART_OFF)
+        return;
+    out->fuse_fd = qf_notify_passed(QF_NOTIFY_FUSE);
+    out->journal_fd = qf_notify_passed(QF_NOTIFY_JOURNAL);
+    struct pollfd fuse = {.fd = out->fuse_fd};
+    bool alive = out->fuse_fd >= 0 && out->journal_fd >= 0 &&
+                 !(poll(&fuse, 1, 0) == 1 && (fuse.revents & POLLERR) != 0);
+    if (!alive) /* unmounted meanwhile, or none was left for us */
+        qf_passed_close(out);
+}
+
+void qf_passed_close(struct qf_passed *passed)
+{
+    if (passed->fuse_fd >= 0)
+        close(passed->fuse_fd);
+    if (passed->journal_fd >= 0)
+        close(passed->journal_fd);
+    *passed = (struct qf_passed){-1, -1};
+}
+
+/* Whoever has our descriptors lets them go. */
+static void forget_kept(qf_daemon *daemon)
+{
+    if (!daemon->kept)
+        return;
+    daemon->kept = false;
+    if (qf_notify_remove(QF_NOTIFY_FUSE) != 0 ||
+        qf_notify_remove(QF_NOTIFY_JOURNAL) != 0)
+        qf_log(QF_LOG_WARN, "the descriptors of %s are still with the service manager",
+               daemon->mountpoint);
+}
+
+/* Leaves the mount with the manager, before the kernel is answered anything. */
+static int keep(qf_daemon *daemon, struct qf_err *err)
+{
+    int rc = qf_journal_new(&daemon->context.journal);
+    if (rc == 0)
+        rc = qf_tree_keep(daemon->context.tree, daemon->context.journal, false);
+    daemon->kept = true;
+    if (rc == 0)
+        rc = qf_notify_store(QF_NOTIFY_JOURNAL, qf_journal_fd(daemon->context.journal));
+    if (rc == 0)
+        rc = qf_notify_store(QF_NOTIFY_FUSE, fuse_session_fd(daemon->session));
+    if (rc != 0)
+        return qf_err_set(err, rc,
+                          "restart=systemd: nobody takes the mount's descriptor: %s "
+                          "(start it by a unit with Type=notify)",
+                          strerror(-rc));
+    return 0;
+}
+
+/* Over a descriptor that is mounted already. */
+static int adopt(qf_daemon *daemon, int fd, struct qf_err *err)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/dev/fd/%d", fd);
+    if (fuse_session_mount(daemon->session, path) != 0)
+        return qf_err_set(err, -EBADF, "%s: %s", path, fuse_message);
+    return 0;
+}
+
+static int resume(qf_daemon *daemon, struct qf_passed *passed, struct qf_err *err)
+{
+    daemon->kept = daemon->mounted = daemon->resumed = true;
+    int rc = adopt(daemon, passed->fuse_fd, err);
+    if (rc != 0)
+        return rc;
+    passed->fuse_fd = -1; /* the session's */
+    hook_io(daemon);
+    rc = qf_journal_open(passed->journal_fd, &daemon->context.journal);
+    passed->journal_fd = -1;
+    if (rc == 0)
+        rc = new_handles(daemon);
+    if (rc == 0)
+        rc = qf_fuse_resume(&daemon->context, daemon->session);
+    if (rc != 0)
+        return qf_err_set(
+            err, rc, "%s: what the daemon before has left cannot be gone on from: %s",
+            daemon->mountpoint, strerror(-rc));
+    return 0;
+}
+
+static int mount_anew(qf_daemon *daemon, const struct qf_mount_options *options,
+                      struct qf_err *err)
+{
+    int fd;
+    char end;
+    if (sscanf(daemon->mountpoint, "/dev/fd/%d%c", &fd, &end) == 1) {
+        int rc = adopt(daemon, fd, err);
+        if (rc != 0)
+            return rc;
+    } else if (fuse_session_mount(daemon->session, daemon->mountpoint) != 0) {
+        return qf_err_set(err, -EIO, "mounting on %s: %s", daemon->mountpoint,
+                          fuse_message[0] != '\0' ? fuse_message
+                                                  : "refused (is /dev/fuse there?)");
+    } else {
+        daemon->mounted = true;
+    }
+    hook_io(daemon);
+    int rc = options->restart != QF_RESTART_OFF ? keep(daemon, err) : 0;
+    return rc == 0 ? new_handles(daemon) : rc;
+}
+
+static char *absolute(const char *mountpoint)
+{
+    bool is_fd = strncmp(mountpoint, "/dev/fd/", 8) == 0;
+    return is_fd ? strdup(mountpoint) : realpath(mountpoint, NULL);
+}
+
 int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
                     qf_passthrough *passthrough, const char *store_path,
-                    const char *mountpoint, qf_daemon **out, struct qf_err *err)
+                    const char *mountpoint, struct qf_passed *passed, qf_daemon **out,
+                    struct qf_err *err)
 {
     qf_daemon *daemon = calloc(1, sizeof *daemon);
     char *words = mount_words(options, store_path);
+    bool resuming = passed->fuse_fd >= 0;
     int rc = -ENOMEM;
     if (daemon == NULL || words == NULL)
         goto out;
@@ -144,7 +268,8 @@ int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
                                                .attr_ttl_s = options->attr_ttl_s,
                                                .passthrough = passthrough};
     daemon->read_ahead_kb = options->read_ahead_kb;
-    daemon->mountpoint = realpath(mountpoint, NULL);
+    /* Nobody serves what we go on with: a look at it would wait for ever. */
+    daemon->mountpoint = resuming ? strdup(mountpoint) : absolute(mountpoint);
     if (daemon->mountpoint == NULL) {
         rc = qf_err_set(err, -errno, "%s: %s", mountpoint, strerror(errno));
         goto out;
@@ -154,18 +279,12 @@ int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
     rc = new_session(daemon, words, err);
     if (rc != 0)
         goto out;
-    if (fuse_session_mount(daemon->session, daemon->mountpoint) != 0) {
-        rc = qf_err_set(err, -EIO, "mounting on %s: %s", mountpoint,
-                        fuse_message[0] != '\0' ? fuse_message
-                                                : "refused (is /dev/fuse there?)");
-        goto out;
-    }
-    daemon->mounted = true;
-    hook_io(daemon);
+    rc = resuming ? resume(daemon, passed, err) : mount_anew(daemon, options, err);
     catch_wake_signal();
 out:
     atomic_store(&catching, false);
     free(words);
+    qf_passed_close(passed);
     if (rc != 0) {
         qf_daemon_close(daemon);
         return rc;
@@ -208,9 +327,32 @@ const char *qf_daemon_mountpoint(const qf_daemon *daemon)
     return daemon->mountpoint;
 }
 
+int qf_daemon_detach(qf_daemon *daemon)
+{
+    forget_kept(daemon);
+    if (!daemon->mounted)
+        return 0;
+    daemon->mounted = false;
+    return qf_mountpoint_unmount(daemon->mountpoint, true);
+}
+
+bool qf_daemon_hand_over(qf_daemon *daemon)
+{
+    if (!daemon->kept)
+        return false;
+    daemon->mounted = daemon->kept = false;
+    return true;
+}
+
 int qf_daemon_serve(qf_daemon *daemon)
 {
-    raise_read_ahead(daemon);
+    if (daemon->resumed) {
+        int rc = qf_fuse_resend(fuse_session_fd(daemon->session));
+        if (rc != 0)
+            return rc;
+    } else {
+        raise_read_ahead(daemon);
+    }
     daemon->thread = pthread_self();
     atomic_store(&daemon->serving, true);
     struct fuse_loop_config *config = fuse_loop_cfg_create();
@@ -219,7 +361,8 @@ int qf_daemon_serve(qf_daemon *daemon)
     unsigned threads = 2 * qf_cpu_count();
     if (threads < SERVE_THREADS_MIN)
         threads = SERVE_THREADS_MIN;
-    fuse_loop_cfg_set_clone_fd(config, 1);
+    /* What was read by a clone and not answered is lost with the clone. */
+    fuse_loop_cfg_set_clone_fd(config, daemon->kept ? 0 : 1);
     fuse_loop_cfg_set_max_threads(config, threads);
     fuse_loop_cfg_set_idle_threads(config, threads);
     int rc = fuse_session_loop_mt(daemon->session, config);
@@ -229,14 +372,29 @@ int qf_daemon_serve(qf_daemon *daemon)
     return rc < 0 ? rc : 0;
 }
 
+/* libfuse does it for what libfuse has mounted. */
+static void unmount(qf_daemon *daemon)
+{
+    struct pollfd fuse = {.fd = fuse_session_fd(daemon->session)};
+    if (!daemon->resumed)
+        fuse_session_unmount(daemon->session);
+    else if ((poll(&fuse, 1, 0) != 1 || (fuse.revents & POLLERR) == 0) &&
+             qf_mountpoint_unmount(daemon->mountpoint, true) != 0)
+        qf_log(QF_LOG_WARN, "%s cannot be unmounted", daemon->mountpoint);
+}
+
 void qf_daemon_close(qf_daemon *daemon)
 {
     if (daemon == NULL)
         return;
+    forget_kept(daemon);
     if (daemon->mounted)
-        fuse_session_unmount(daemon->session);
+        unmount(daemon);
     if (daemon->session != NULL)
         fuse_session_destroy(daemon->session);
+    qf_handles_free(daemon->context.handles);
+    qf_tree_keep_nothing(daemon->context.tree);
+    qf_journal_close(daemon->context.journal);
     free(daemon->mountpoint);
     free(daemon);
 }

@@ -136,11 +136,13 @@ static void close_handle(struct qf_handle *handle)
     qf_file_close((qf_file *)handle);
 }
 
-int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out)
+/* generation: NULL, or the only one that will do. */
+static int open_file(qf_tree *tree, uint64_t id, const uint64_t *generation,
+                     qf_file **out)
 {
     struct qf_place place;
-    uint64_t generation;
-    int rc = qf_tree_place(tree, id, &place, &generation);
+    uint64_t told;
+    int rc = qf_tree_place(tree, id, &place, &told);
     if (rc != 0)
         return rc;
     struct qf_target target = {0};
@@ -155,7 +157,10 @@ int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out)
     rc = qf_tree_resolve(tree, &place, true, &target);
     if (rc != 0)
         goto out;
-    rc = qf_tree_check_generation(tree, id, generation, target.entry.generation);
+    if (generation == NULL)
+        rc = qf_tree_check_generation(tree, id, told, target.entry.generation);
+    else if (target.entry.generation != *generation)
+        rc = -ESTALE;
     if (rc == 0)
         rc = open_target(tree, &place, &target, file);
     file->generation = target.entry.generation;
@@ -170,6 +175,26 @@ out:
     qf_metrics_opened(tree->metrics, 1);
     *out = file;
     return 0;
+}
+
+int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out)
+{
+    return open_file(tree, id, NULL, out);
+}
+
+int qf_file_reopen(qf_tree *tree, uint64_t id, uint64_t generation, qf_file **out)
+{
+    return open_file(tree, id, &generation, out);
+}
+
+void qf_file_hold(qf_file *file)
+{
+    atomic_fetch_add(&file->refs, 1);
+}
+
+uint64_t qf_file_generation(const qf_file *file)
+{
+    return file->generation;
 }
 
 void qf_file_close(qf_file *file)
@@ -191,11 +216,10 @@ bool qf_file_is_dynamic(const qf_file *file)
     return file->kind == FILE_CONTROL;
 }
 
-bool qf_file_sealed(const qf_file *file, uint64_t *generation, int *fd)
+bool qf_file_sealed(const qf_file *file, int *fd)
 {
     if (file->kind != FILE_SHARD)
         return false;
-    *generation = file->generation;
     *fd = qf_shard_file_sealed_fd(file->shard);
     return true;
 }
@@ -252,7 +276,7 @@ int qf_file_read(qf_file *file, uint64_t off, size_t size, struct qf_file_read *
     switch (file->kind) {
     case FILE_TEXT:
     case FILE_CONTROL:
-        atomic_fetch_add(&file->refs, 1);
+        qf_file_hold(file);
         out->file = file;
         return read_text(file, off, size, out);
     case FILE_SOURCE:

@@ -21,12 +21,21 @@ typedef struct qf_file qf_file;
 /* -EISDIR, -ENOENT, …; -ESTALE when the contents are no longer those of the generation
  * told last (the kernel looks the name up again and comes back). */
 int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out) QF_MUST_CHECK;
+/* The same, of contents that were opened as this generation; -ESTALE when they are
+ * others now. */
+int qf_file_reopen(qf_tree *tree, uint64_t id, uint64_t generation,
+                   qf_file **out) QF_MUST_CHECK;
+/* One more reference. */
+void qf_file_hold(qf_file *file);
+/* Gives one back; the last one closes. NULL is allowed. */
 void qf_file_close(qf_file *file);
+/* Of its contents. */
+uint64_t qf_file_generation(const qf_file *file);
 /* Contents that change from open to open and have no size before they are read. */
 bool qf_file_is_dynamic(const qf_file *file);
-/* For a view shard (false: it is none): which version of the inode it is, and its
- * sealed file (-1: none), borrowed from `file`. */
-bool qf_file_sealed(const qf_file *file, uint64_t *generation, int *fd);
+/* For a view shard (false: it is none): its sealed file (-1: none), borrowed from
+ * `file`. */
+bool qf_file_sealed(const qf_file *file, int *fd);
 
 /* Bytes read, valid until qf_file_read_done. */
 struct qf_file_read {

@@ -10,6 +10,7 @@
 #include <stdint.h>
 
 #include "base/err.h"
+#include "fs/journal.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -33,11 +34,26 @@ struct qf_node_table {
     struct qf_node **buckets;
     size_t bucket_count;
     size_t count;
-    uint64_t clock; /* of lookups and of changes that they found */
+    uint64_t clock;      /* of lookups and of changes that they found */
+    qf_journal *journal; /* borrowed; NULL: none */
 };
 
 int qf_node_table_init(struct qf_node_table *table) QF_MUST_CHECK;
 void qf_node_table_fini(struct qf_node_table *table);
+
+/* One that the journal has, with the reference that the kernel holds at least; the
+ * caller has made sure that the path has this id. */
+int qf_node_restore(struct qf_node_table *table, uint64_t id, int view,
+                    const char *path, uint64_t generation, bool unsure) QF_MUST_CHECK;
+/* Writes what changes into the journal from now on. */
+void qf_node_keep(struct qf_node_table *table, qf_journal *journal);
+/* What stands there. */
+struct qf_node_record {
+    uint64_t generation;
+    int32_t view;
+    uint32_t unsure;
+    char path[]; /* with its NUL */
+};
 
 /* name: of the view, or ".quantfs"; NULL for the root. */
 uint64_t qf_node_id(const char *name, const char *path);

@@ -155,6 +155,30 @@ static int set_drain_timeout(struct qf_mount_options *o, const char *value,
     return rc;
 }
 
+static int set_restart(struct qf_mount_options *o, const char *value,
+                       struct qf_err *err)
+{
+    static const char *const modes[] = {[QF_RESTART_OFF] = "off",
+                                        [QF_RESTART_KEEPER] = "keeper",
+                                        [QF_RESTART_SYSTEMD] = "systemd"};
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+        if (strcmp(value, modes[i]) == 0) {
+            o->restart = (enum qf_restart)i;
+            return 0;
+        }
+    }
+    return qf_err_set(err, -EINVAL, "option restart=%s: not off, keeper or systemd",
+                      value);
+}
+
+static int set_log(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    o->log_syslog = strcmp(value, "syslog") == 0;
+    if (!o->log_syslog && strcmp(value, "auto") != 0)
+        return qf_err_set(err, -EINVAL, "option log=%s: not auto or syslog", value);
+    return 0;
+}
+
 static int set_log_format(struct qf_mount_options *o, const char *value,
                           struct qf_err *err)
 {
@@ -220,6 +244,12 @@ static const struct option options_table[] = {
      set_limits},
     {"drain_timeout", "SECONDS",
      "how long SIGTERM waits for readers and unfinished work (10)", set_drain_timeout},
+    {"restart", "MODE",
+     "keeper: a second process keeps the mount while a daemon that died is started "
+     "again; systemd: the unit does (Type=notify, FileDescriptorStoreMax=2); off (off)",
+     set_restart},
+    {"log", "WHERE", "syslog; auto: stderr in the foreground, else syslog (auto)",
+     set_log},
     {"log_format", "FORMAT", "text, or json: an object a line (text)", set_log_format},
     {"debug", NULL, "log every event of interest", set_debug},
 };

@@ -17,6 +17,9 @@ extern "C" {
 
 #define QF_OPT_TEXT_SIZE 4096
 
+/* Who holds the mount while its daemon is started anew. */
+enum qf_restart { QF_RESTART_OFF, QF_RESTART_KEEPER, QF_RESTART_SYSTEMD };
+
 struct qf_mount_options {
     struct qf_view views[QF_VIEWS_MAX];
     size_t view_count;
@@ -33,6 +36,8 @@ struct qf_mount_options {
     char
         limits[QF_OPT_TEXT_SIZE]; /* file of limits that SIGHUP reads again; "": none */
     unsigned drain_timeout_s;     /* how long SIGTERM may take */
+    enum qf_restart restart;
+    bool log_syslog;
     bool allow_other;
     bool no_passthrough;
     bool debug;

@@ -337,6 +337,35 @@ char *qf_tree_name(qf_tree *tree, uint64_t id)
 
 /* ---- the tree ---- */
 
+static int restore_node(void *arg, uint64_t id, const void *data, size_t size)
+{
+    qf_tree *tree = arg;
+    const struct qf_node_record *record = data;
+    if (size <= sizeof *record || record->path[size - sizeof *record - 1] != '\0' ||
+        record->view < QF_PLACE_CONTROL ||
+        record->view >= (int)tree->options.view_count)
+        return -EBADMSG;
+    /* Other views than before have other ids. */
+    if (qf_node_id(qf_tree_place_name(tree, record->view), record->path) != id)
+        return -EBADMSG;
+    return qf_node_restore(&tree->nodes, id, record->view, record->path,
+                           record->generation, record->unsure != 0);
+}
+
+int qf_tree_keep(qf_tree *tree, qf_journal *journal, bool restore)
+{
+    int rc =
+        restore ? qf_journal_each(journal, QF_JOURNAL_NODE, restore_node, tree) : 0;
+    if (rc == 0)
+        qf_node_keep(&tree->nodes, journal);
+    return rc;
+}
+
+void qf_tree_keep_nothing(qf_tree *tree)
+{
+    qf_node_keep(&tree->nodes, NULL);
+}
+
 void qf_tree_set_views(qf_tree *tree, const struct qf_view *views)
 {
     qf_catalog_set_views(tree->catalog, views);

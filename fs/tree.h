@@ -39,6 +39,8 @@ struct qf_tree_options {
 #define QF_CATALOG_MEMORY (UINT64_C(256) << 20)
 
 /* st_ino is the node id; the generation changes when the contents do. */
+struct qf_journal;
+
 struct qf_entry {
     struct stat st;
     uint64_t generation;
@@ -47,6 +49,12 @@ struct qf_entry {
 int qf_tree_new(const struct qf_tree_options *options, qf_tree **out) QF_MUST_CHECK;
 /* NULL is allowed. */
 void qf_tree_free(qf_tree *tree);
+
+/* What the kernel was told is kept in the journal (borrowed) from now on. `restore`:
+ * beginning with what a daemon before this one has told it. */
+int qf_tree_keep(qf_tree *tree, struct qf_journal *journal, bool restore) QF_MUST_CHECK;
+
+void qf_tree_keep_nothing(qf_tree *tree);
 
 /* The same views with other settings; the set is borrowed like the first, which stays
  * in use. What is open goes on as it was; the next open of a file that is now another
@@ -67,6 +75,9 @@ int qf_tree_opendir(qf_tree *tree, uint64_t id, qf_dir **out) QF_MUST_CHECK;
 size_t qf_dir_count(const qf_dir *dir);
 /* The name of entry `index`, its id, and its type (DT_DIR or DT_REG). Borrowed. */
 const char *qf_dir_entry(const qf_dir *dir, size_t index, uint64_t *id, unsigned *type);
+/* Another one when names, types or their order are others. */
+uint64_t qf_dir_generation(const qf_dir *dir);
+/* NULL is allowed. */
 void qf_dir_close(qf_dir *dir);
 
 /* What a node is called, "nf4/path", for the log: "" for the root, and for one that the
