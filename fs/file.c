@@ -136,6 +136,23 @@ static void close_handle(struct qf_handle *handle)
     qf_file_close((qf_file *)handle);
 }
 
+static qf_file *new_file(qf_tree *tree)
+{
+    qf_file *file = calloc(1, sizeof *file);
+    if (file == NULL)
+        return NULL;
+    atomic_init(&file->refs, 1);
+    file->tree = tree;
+    file->engine = tree->options.engine;
+    return file;
+}
+
+static void enter_file(qf_file *file)
+{
+    qf_tree_add_handle(file->tree, &file->handle, close_handle);
+    qf_metrics_opened(file->tree->metrics, 1);
+}
+
 /* generation: NULL, or the only one that will do. */
 static int open_file(qf_tree *tree, uint64_t id, const uint64_t *generation,
                      qf_file **out)
@@ -146,14 +163,11 @@ static int open_file(qf_tree *tree, uint64_t id, const uint64_t *generation,
     if (rc != 0)
         return rc;
     struct qf_target target = {0};
-    qf_file *file = calloc(1, sizeof *file);
+    qf_file *file = new_file(tree);
     if (file == NULL) {
         rc = -ENOMEM;
         goto out;
     }
-    atomic_init(&file->refs, 1);
-    file->tree = tree;
-    file->engine = tree->options.engine;
     rc = qf_tree_resolve(tree, &place, true, &target);
     if (rc != 0)
         goto out;
@@ -171,8 +185,7 @@ out:
         free(file);
         return rc;
     }
-    qf_tree_add_handle(tree, &file->handle, close_handle);
-    qf_metrics_opened(tree->metrics, 1);
+    enter_file(file);
     *out = file;
     return 0;
 }
@@ -214,6 +227,32 @@ void qf_file_close(qf_file *file)
 bool qf_file_is_dynamic(const qf_file *file)
 {
     return file->kind == FILE_CONTROL;
+}
+
+const char *qf_file_dynamic_text(const qf_file *file, size_t *size)
+{
+    assert(file->kind == FILE_CONTROL);
+    *size = file->text_size;
+    return file->text;
+}
+
+int qf_file_open_text(qf_tree *tree, const char *text, size_t size, qf_file **out)
+{
+    qf_file *file = new_file(tree);
+    char *copy = malloc(size != 0 ? size : 1);
+    if (file == NULL || copy == NULL) {
+        free(file);
+        free(copy);
+        return -ENOMEM;
+    }
+    memcpy(copy, text, size);
+    file->kind = FILE_CONTROL;
+    file->text = file->owned_text = copy;
+    file->text_size = size;
+    file->generation = 1;
+    enter_file(file);
+    *out = file;
+    return 0;
 }
 
 bool qf_file_sealed(const qf_file *file, int *fd)

@@ -33,6 +33,10 @@ void qf_file_close(qf_file *file);
 uint64_t qf_file_generation(const qf_file *file);
 /* Contents that change from open to open and have no size before they are read. */
 bool qf_file_is_dynamic(const qf_file *file);
+/* These contents, borrowed; and a file with such contents of another daemon's. */
+const char *qf_file_dynamic_text(const qf_file *file, size_t *size);
+int qf_file_open_text(qf_tree *tree, const char *text, size_t size,
+                      qf_file **out) QF_MUST_CHECK;
 /* For a view shard (false: it is none): its sealed file (-1: none), borrowed from
  * `file`. */
 bool qf_file_sealed(const qf_file *file, int *fd);

@@ -234,8 +234,7 @@ static void ll_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
 {
     struct qf_file_read read;
     qf_file *file = NULL;
-    int rc = off < 0 ? -EINVAL
-                     : qf_handles_file(handles_of(req), fi->fh, (uint64_t)off, &file);
+    int rc = off < 0 ? -EINVAL : qf_handles_file(handles_of(req), fi->fh, &file);
     if (rc == 0)
         rc = qf_file_read(file, (uint64_t)off, size, &read);
     if (rc != 0) {

@@ -79,13 +79,32 @@ static int insert(qf_handles *handles, uint64_t fh, const struct qf_handle_info 
     return 0;
 }
 
+static void write_down(qf_handles *handles, const struct handle *handle)
+{
+    qf_journal_set(handles->journal, QF_JOURNAL_OPEN, handle->fh, &handle->info,
+                   sizeof handle->info);
+    if (handle->file == NULL || !qf_file_is_dynamic(handle->file))
+        return;
+    size_t size;
+    const char *text = qf_file_dynamic_text(handle->file, &size);
+    qf_journal_set(handles->journal, QF_JOURNAL_TEXT, handle->fh, text, size);
+}
+
+static void write_down_end(qf_handles *handles, const struct handle *handle)
+{
+    /* In this order: no text is left for another file of the same number. */
+    if (handle->file != NULL && qf_file_is_dynamic(handle->file))
+        qf_journal_delete(handles->journal, QF_JOURNAL_TEXT, handle->fh);
+    qf_journal_delete(handles->journal, QF_JOURNAL_OPEN, handle->fh);
+}
+
 /* Returns what it held, to be closed without the lock. */
 static struct handle take_out(qf_handles *handles, struct handle **link)
 {
     struct handle *handle = *link, held = *handle;
     *link = handle->next;
     if (handles->journal != NULL)
-        qf_journal_delete(handles->journal, QF_JOURNAL_OPEN, handle->fh);
+        write_down_end(handles, handle);
     free(handle);
     return held;
 }
@@ -121,6 +140,16 @@ static int restore_one(void *arg, uint64_t fh, const void *data, size_t size)
     return 0;
 }
 
+/* After all opens. */
+static int restore_text(void *arg, uint64_t fh, const void *data, size_t size)
+{
+    struct restore *restore = arg;
+    struct handle *handle = *find(restore->handles, fh);
+    return handle == NULL
+               ? -EBADMSG
+               : qf_file_open_text(restore->handles->tree, data, size, &handle->file);
+}
+
 int qf_handles_restore(qf_handles *handles,
                        void (*each)(void *arg, const struct qf_handle_info *info),
                        void *arg)
@@ -128,6 +157,8 @@ int qf_handles_restore(qf_handles *handles,
     struct restore restore = {handles, each, arg};
     pthread_mutex_lock(&handles->lock);
     int rc = qf_journal_each(handles->journal, QF_JOURNAL_OPEN, restore_one, &restore);
+    if (rc == 0)
+        rc = qf_journal_each(handles->journal, QF_JOURNAL_TEXT, restore_text, &restore);
     pthread_mutex_unlock(&handles->lock);
     return rc;
 }
@@ -164,7 +195,7 @@ static int add(qf_handles *handles, const struct qf_handle_info *info, qf_file *
         handle->file = file;
         handle->dir = dir;
         if (handles->journal != NULL)
-            qf_journal_set(handles->journal, QF_JOURNAL_OPEN, *fh, info, sizeof *info);
+            write_down(handles, handle);
     }
     pthread_mutex_unlock(&handles->lock);
     if (rc != 0) {
@@ -202,13 +233,11 @@ bool qf_handles_release(qf_handles *handles, uint64_t fh, struct qf_handle_info 
 
 /* ---- using ---- */
 
-/* A text of the control directory is made at its open: its end does not belong to what
- * was read of another one. */
 static int reopen_file(qf_handles *handles, const struct qf_handle_info *info,
-                       uint64_t off, qf_file **out)
+                       qf_file **out)
 {
     int rc = qf_file_reopen(handles->tree, info->node, info->generation, out);
-    if (rc == 0 && off > 0 && qf_file_is_dynamic(*out)) {
+    if (rc == 0 && qf_file_is_dynamic(*out)) { /* its text would be in the journal */
         qf_file_close(*out);
         rc = -ESTALE;
     }
@@ -260,7 +289,7 @@ static int look(qf_handles *handles, uint64_t fh, struct qf_handle_info *info,
     return handle != NULL ? 0 : -EBADF;
 }
 
-int qf_handles_file(qf_handles *handles, uint64_t fh, uint64_t off, qf_file **out)
+int qf_handles_file(qf_handles *handles, uint64_t fh, qf_file **out)
 {
     struct qf_handle_info info;
     qf_dir *dir;
@@ -271,7 +300,7 @@ int qf_handles_file(qf_handles *handles, uint64_t fh, uint64_t off, qf_file **ou
         if (dir != NULL)
             return -EISDIR;
         qf_file *file;
-        rc = reopen_file(handles, &info, off, &file);
+        rc = reopen_file(handles, &info, &file);
         if (rc != 0)
             return rc;
         put_back(handles, fh, &file, &dir);

@@ -45,10 +45,9 @@ int qf_handles_add_file(qf_handles *handles, const struct qf_handle_info *info,
                         qf_file *file, uint64_t *fh) QF_MUST_CHECK;
 int qf_handles_add_dir(qf_handles *handles, const struct qf_handle_info *info,
                        qf_dir *dir, uint64_t *fh) QF_MUST_CHECK;
-/* A reference to the file, for a read at `off`; qf_file_close gives it back. -EBADF;
- * -ESTALE and what qf_file_open returns when it has to be opened again. */
-int qf_handles_file(qf_handles *handles, uint64_t fh, uint64_t off,
-                    qf_file **out) QF_MUST_CHECK;
+/* A reference to the file; qf_file_close gives it back. -EBADF; -ESTALE and what
+ * qf_file_open returns when it has to be opened again. */
+int qf_handles_file(qf_handles *handles, uint64_t fh, qf_file **out) QF_MUST_CHECK;
 /* Borrowed until the handle is released. */
 int qf_handles_dir(qf_handles *handles, uint64_t fh, qf_dir **out) QF_MUST_CHECK;
 /* Closes what is behind it. False: there is no such handle. */

@@ -22,6 +22,7 @@ enum {
     QF_JOURNAL_INIT_REPLY,       /* 0 */
     QF_JOURNAL_NODE,             /* the node's id */
     QF_JOURNAL_OPEN,             /* fh */
+    QF_JOURNAL_TEXT,             /* fh, of a file that is made at its open */
 };
 
 int qf_journal_new(qf_journal **out) QF_MUST_CHECK;
