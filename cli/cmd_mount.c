@@ -15,6 +15,7 @@
 #include "cli/stack.h"
 #include "fs/daemon.h"
 #include "fs/keeper.h"
+#include "fs/mountpoint.h"
 #include "fs/opts.h"
 #include "fs/process.h"
 #include "fs/signals.h"
@@ -96,6 +97,8 @@ static int open_all(struct mount *m, struct qf_passed *passed, int *code,
     struct qf_stack *stack = &m->stack;
     *code = QF_EXIT_SYSTEM;
     int rc = qf_serve_begin(stack, &m->serve);
+    if (rc == 0 && look)
+        rc = qf_mountpoint_clear(m->mountpoint, err);
     if (rc == 0)
         rc = qf_stack_open(stack, &options, err);
     if (rc != 0)
@@ -176,11 +179,14 @@ static int keep(struct mount *m)
     ssize_t n = readlink("/proc/self/exe", program, sizeof program - 1);
     char *list = daemon_options(m);
     char *store = realpath(m->store_path, NULL);
-    char *mountpoint =
-        is_descriptor(m->mountpoint) ? NULL : realpath(m->mountpoint, NULL);
-    int rc = n > 0 && list != NULL
-                 ? qf_process_start(m->foreground, &process, &err)
-                 : qf_err_set(&err, -ENOMEM, "no memory, or no /proc");
+    char *mountpoint = NULL;
+    int rc = n > 0 && list != NULL ? 0 : qf_err_set(&err, -ENOMEM, "no memory");
+    if (rc == 0 && !is_descriptor(m->mountpoint)) {
+        rc = qf_mountpoint_clear(m->mountpoint, &err);
+        mountpoint = realpath(m->mountpoint, NULL);
+    }
+    if (rc == 0)
+        rc = qf_process_start(m->foreground, &process, &err);
     if (rc != 0) {
         fprintf(stderr, "quantfs: %s\n", err.text);
         return QF_EXIT_SYSTEM;

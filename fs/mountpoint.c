@@ -55,6 +55,50 @@ bool qf_mountpoint_find(const char *mountpoint, struct qf_mountpoint *out)
     return found;
 }
 
+/* realpath, but for the last component: a dead mount has none. Returns owned, or NULL.
+ */
+static char *path_of_dead(const char *mountpoint)
+{
+    char *copy = strdup(mountpoint);
+    if (copy == NULL)
+        return NULL;
+    size_t n = strlen(copy);
+    while (n > 1 && copy[n - 1] == '/')
+        copy[--n] = '\0';
+    char *slash = strrchr(copy, '/');
+    const char *name = slash != NULL ? slash + 1 : copy;
+    if (slash != NULL)
+        *slash = '\0';
+    char *dir = realpath(slash == NULL ? "." : slash == copy ? "/" : copy, NULL);
+    char *path = NULL;
+    if (dir != NULL &&
+        asprintf(&path, "%s/%s", strcmp(dir, "/") == 0 ? "" : dir, name) < 0)
+        path = NULL;
+    free(dir);
+    free(copy);
+    return path;
+}
+
+int qf_mountpoint_clear(const char *mountpoint, struct qf_err *err)
+{
+    struct stat st;
+    if (stat(mountpoint, &st) == 0 || errno != ENOTCONN)
+        return 0;
+    struct qf_mountpoint dead;
+    char *path = path_of_dead(mountpoint);
+    int rc = 0;
+    if (path != NULL && qf_mountpoint_find(path, &dead) &&
+        strcmp(dead.type, "fuse.quantfs") == 0) {
+        rc = qf_mountpoint_unmount(path, true);
+        if (rc != 0)
+            rc = qf_err_set(err, rc,
+                            "mountpoint %s: a dead mount that cannot be unmounted: %s",
+                            mountpoint, strerror(-rc));
+    }
+    free(path);
+    return rc;
+}
+
 int qf_mountpoint_check(const char *mountpoint, const char *store_path,
                         struct qf_err *err)
 {

@@ -20,6 +20,8 @@ struct qf_mountpoint {
 
 /* What is mounted there (an absolute path without links). False: nothing. */
 bool qf_mountpoint_find(const char *mountpoint, struct qf_mountpoint *out);
+/* Unmounts a mount of ours whose daemon has died. Nothing is done to anything else. */
+int qf_mountpoint_clear(const char *mountpoint, struct qf_err *err) QF_MUST_CHECK;
 /* Refuses a mountpoint that is no directory, that has a mount of ours on it, or that
  * lies in the store (the mount would show itself). */
 int qf_mountpoint_check(const char *mountpoint, const char *store_path,
