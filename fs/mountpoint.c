@@ -3,6 +3,7 @@
  * its daemon, which may be us, or dead. */
 #include "fs/mountpoint.h"
 
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -79,16 +80,23 @@ static char *path_of_dead(const char *mountpoint)
     return path;
 }
 
+/* The kernel may still know the root's attributes: only an open asks. */
+static bool is_dead(const char *path)
+{
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (fd < 0)
+        return errno == ENOTCONN;
+    close(fd);
+    return false;
+}
+
 int qf_mountpoint_clear(const char *mountpoint, struct qf_err *err)
 {
-    struct stat st;
-    if (stat(mountpoint, &st) == 0 || errno != ENOTCONN)
-        return 0;
     struct qf_mountpoint dead;
     char *path = path_of_dead(mountpoint);
     int rc = 0;
     if (path != NULL && qf_mountpoint_find(path, &dead) &&
-        strcmp(dead.type, "fuse.quantfs") == 0) {
+        strcmp(dead.type, "fuse.quantfs") == 0 && is_dead(path)) {
         rc = qf_mountpoint_unmount(path, true);
         if (rc != 0)
             rc = qf_err_set(err, rc,
