@@ -160,6 +160,8 @@ make_matrix() {
 test_loaders() {
     with_libraries loaders tests/loaders/run.py
     with_libraries overrides tests/loaders/overrides.py
+    with_libraries export tests/loaders/export.py
+    with_libraries diff tests/loaders/diff.py
     with_libraries ecosystem tests/matrix/ecosystem.py --results "$logs/ecosystem.json"
     if [ $matrix = 0 ]; then
         with_libraries matrix tests/matrix/run.py --sample
@@ -176,6 +178,8 @@ qf_need tests
 [ ${#qf_missing[@]} -eq 0 ] || say "install what is missing"
 # Without some of it much can still run, and what cannot will say so.
 qf_install || true
+# By itself: where there is none, the rest must be installed all the same.
+[ $sanitize = 1 ] && qf_need browser && qf_install || true
 
 # Some tests of the medium tier are richer with it, so it comes first.
 venv=0

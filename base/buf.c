@@ -96,6 +96,19 @@ void qf_buf_append_json(struct qf_buf *buf, const char *text, size_t size)
     qf_buf_append(buf, "\"", 1);
 }
 
+void qf_buf_append_double(struct qf_buf *buf, double value)
+{
+    char text[64];
+    for (int digits = 1; digits <= 17; digits++) {
+        snprintf(text, sizeof text, "%.*f", digits, value);
+        if (strlen(text) < sizeof text - 1 && strtod(text, NULL) == value) {
+            qf_buf_append_str(buf, text);
+            return;
+        }
+    }
+    qf_buf_appendf(buf, "%.17e", value);
+}
+
 char *qf_buf_take(struct qf_buf *buf, size_t *size)
 {
     qf_buf_append(buf, "", 1);

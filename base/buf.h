@@ -30,6 +30,8 @@ void qf_buf_appendf(struct qf_buf *buf, const char *fmt, ...) QF_PRINTF(2, 3);
  * is escaped (", \\ and controls), in the spelling of Python's json module with
  * ensure_ascii=False. */
 void qf_buf_append_json(struct qf_buf *buf, const char *text, size_t size);
+/* Appends a finite number in a spelling that reads back the same, as a float: 6.0. */
+void qf_buf_append_double(struct qf_buf *buf, double value);
 /* Moves the bytes out (returns owned; free() them), ended by a NUL that *size does not
  * count. Returns NULL when an append failed; the buffer is empty afterwards. */
 char *qf_buf_take(struct qf_buf *buf, size_t *size);

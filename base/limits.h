@@ -32,8 +32,15 @@
 /* The smallest and the largest size that a cache can be limited to. */
 #define QF_CACHE_SIZE_MIN (16u << 20)
 #define QF_CACHE_SIZE_MAX (1ull << 44)
+/* Views of one model whose plans are kept; those used least recently go. */
+#define QF_VARIANTS_MAX 32u
+/* Views that a mount does not list and whose names it remembers, for handles of files
+ * in them that the kernel has forgotten (NFS). */
+#define QF_VIEWS_RECENT_MAX 16u
 /* Bytes of values that wait to be written to the cache; more are dropped. */
 #define QF_CACHE_QUEUE_SIZE_MAX (64u << 20)
+/* Threads that compare views with their source; each has buffers of a few megabytes. */
+#define QF_COMPARE_THREADS_MAX 16u
 /* Values of one cache that a process can hold at the same time; more are misses. */
 #define QF_CACHE_HOLDS_MAX 128u
 

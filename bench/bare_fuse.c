@@ -1,11 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What FUSE itself costs: a server of one file whose bytes lie in memory, with the
- * kernel settings of quantfs (size of requests, read-ahead, background requests, a
- * descriptor a thread, kept caches, no splice) and nothing else. No server that answers
- * reads can be faster than this one.
+/* What FUSE itself costs: a server of files whose bytes lie in memory, with the kernel
+ * settings of quantfs (size of requests, read-ahead, background requests, a descriptor
+ * a thread, kept caches, no splice) and nothing else. No server that answers reads can
+ * be faster than this one.
  *
- *   qf_bench_bare FILE MNT      shows FILE as MNT/file, in the foreground */
+ *   qf_bench_bare PATH MNT     shows the file, or the files right in the directory,
+ *                              under their names in MNT; in the foreground */
 #define FUSE_USE_VERSION 314
+#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
@@ -22,17 +24,87 @@
 #define READ_AHEAD_KB  "4096"
 #define THREADS_MIN    8
 #define HUGE_PAGE      ((size_t)2 << 20)
-#define FILE_INO       2
+#define FILES_MAX      256
+#define FILE_INO       2 /* of the first */
 #define TTL_S          3600.0
 
-static char *data;
-static size_t data_size;
+static struct file {
+    char name[256];
+    char *data; /* NULL: empty */
+    size_t size;
+} files[FILES_MAX];
+static size_t file_count;
 
-static void fill_stat(fuse_ino_t ino, struct stat *st)
+/* ---- what it serves ---- */
+
+/* The file's bytes on huge pages where there are any. */
+static int load_bytes(int fd, struct file *file)
 {
-    *st = (struct stat){.st_ino = ino, .st_nlink = 1};
-    st->st_mode = ino == FILE_INO ? S_IFREG | 0444 : S_IFDIR | 0555;
-    st->st_size = ino == FILE_INO ? (off_t)data_size : 0;
+    size_t room = (file->size + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    file->data = room > 0 ? aligned_alloc(HUGE_PAGE, room) : NULL;
+    if (room > 0 && file->data == NULL)
+        return -1;
+    madvise(file->data, room, MADV_HUGEPAGE);
+    for (size_t at = 0; at < file->size;) {
+        ssize_t n = read(fd, file->data + at, file->size - at);
+        if (n <= 0)
+            return -1;
+        at += (size_t)n;
+    }
+    return 0;
+}
+
+/* Takes the name below dir if it is one of a file. */
+static int load_file(int dir, const char *name)
+{
+    struct stat st;
+    int fd = openat(dir, name, O_RDONLY | O_CLOEXEC);
+    int rc = fd >= 0 ? fstat(fd, &st) : -1;
+    if (rc == 0 && S_ISREG(st.st_mode)) {
+        struct file *file = &files[file_count];
+        const char *slash = strrchr(name, '/');
+        const char *last = slash != NULL ? slash + 1 : name;
+        errno = EFBIG;
+        rc = file_count < FILES_MAX && strlen(last) < sizeof file->name ? 0 : -1;
+        if (rc == 0) {
+            strcpy(file->name, last);
+            file->size = (size_t)st.st_size;
+            rc = load_bytes(fd, file);
+            file_count++;
+        }
+    }
+    if (fd >= 0)
+        close(fd);
+    return rc;
+}
+
+static int load(const char *path)
+{
+    DIR *dir = opendir(path);
+    if (dir == NULL)
+        return errno == ENOTDIR ? load_file(AT_FDCWD, path) : -1;
+    int rc = 0;
+    for (struct dirent *e; rc == 0 && (e = readdir(dir)) != NULL;)
+        rc = load_file(dirfd(dir), e->d_name);
+    closedir(dir);
+    return rc;
+}
+
+/* ---- requests ---- */
+
+static const struct file *file_of(fuse_ino_t ino)
+{
+    return ino >= FILE_INO && ino < FILE_INO + file_count ? &files[ino - FILE_INO]
+                                                          : NULL;
+}
+
+static struct stat stat_of(fuse_ino_t ino)
+{
+    const struct file *file = file_of(ino);
+    struct stat st = {.st_ino = ino, .st_nlink = 1};
+    st.st_mode = file != NULL ? S_IFREG | 0444 : S_IFDIR | 0555;
+    st.st_size = file != NULL ? (off_t)file->size : 0;
+    return st;
 }
 
 static void bare_init(void *userdata, struct fuse_conn_info *conn)
@@ -48,29 +120,31 @@ static void bare_init(void *userdata, struct fuse_conn_info *conn)
 
 static void bare_lookup(fuse_req_t req, fuse_ino_t parent, const char *name)
 {
-    struct fuse_entry_param e = {.ino = FILE_INO,
-                                 .generation = 1,
-                                 .attr_timeout = TTL_S,
-                                 .entry_timeout = TTL_S};
-    if (parent != FUSE_ROOT_ID || strcmp(name, "file") != 0) {
+    size_t i = 0;
+    while (i < file_count && strcmp(files[i].name, name) != 0)
+        i++;
+    if (parent != FUSE_ROOT_ID || i == file_count) {
         fuse_reply_err(req, ENOENT);
         return;
     }
-    fill_stat(FILE_INO, &e.attr);
+    struct fuse_entry_param e = {.ino = FILE_INO + i,
+                                 .generation = 1,
+                                 .attr = stat_of(FILE_INO + i),
+                                 .attr_timeout = TTL_S,
+                                 .entry_timeout = TTL_S};
     fuse_reply_entry(req, &e);
 }
 
 static void bare_getattr(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
     (void)fi;
-    struct stat st;
-    fill_stat(ino, &st);
+    struct stat st = stat_of(ino);
     fuse_reply_attr(req, &st, TTL_S);
 }
 
 static void bare_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 {
-    if (ino != FILE_INO) {
+    if (file_of(ino) == NULL) {
         fuse_reply_err(req, EISDIR);
         return;
     }
@@ -81,11 +155,31 @@ static void bare_open(fuse_req_t req, fuse_ino_t ino, struct fuse_file_info *fi)
 static void bare_read(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
                       struct fuse_file_info *fi)
 {
+    (void)fi;
+    const struct file *file = file_of(ino);
+    size_t at = (size_t)off < file->size ? (size_t)off : file->size;
+    size_t left = file->size - at;
+    struct iovec piece = {file->data + at, size < left ? size : left};
+    fuse_reply_iov(req, &piece, 1);
+}
+
+static void bare_readdir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
+                         struct fuse_file_info *fi)
+{
     (void)ino;
     (void)fi;
-    size_t at = (size_t)off < data_size ? (size_t)off : data_size;
-    struct iovec piece = {data + at, size < data_size - at ? size : data_size - at};
-    fuse_reply_iov(req, &piece, 1);
+    char *buf = malloc(size);
+    size_t used = 0;
+    for (size_t i = (size_t)off; buf != NULL && i < file_count; i++) {
+        struct stat st = stat_of(FILE_INO + i);
+        size_t n = fuse_add_direntry(req, buf + used, size - used, files[i].name, &st,
+                                     (off_t)i + 1);
+        if (n > size - used)
+            break;
+        used += n;
+    }
+    fuse_reply_buf(req, buf, used);
+    free(buf);
 }
 
 static const struct fuse_lowlevel_ops ops = {
@@ -94,30 +188,10 @@ static const struct fuse_lowlevel_ops ops = {
     .getattr = bare_getattr,
     .open = bare_open,
     .read = bare_read,
+    .readdir = bare_readdir,
 };
 
-/* The file's bytes on huge pages where there are any. */
-static int load(const char *path)
-{
-    struct stat st;
-    int fd = open(path, O_RDONLY | O_CLOEXEC);
-    if (fd < 0 || fstat(fd, &st) != 0)
-        return -1;
-    data_size = (size_t)st.st_size;
-    size_t room = (data_size / HUGE_PAGE + 1) * HUGE_PAGE;
-    data = aligned_alloc(HUGE_PAGE, room);
-    if (data == NULL)
-        return -1;
-    madvise(data, room, MADV_HUGEPAGE);
-    for (size_t at = 0; at < data_size;) {
-        ssize_t n = read(fd, data + at, data_size - at);
-        if (n <= 0)
-            return -1;
-        at += (size_t)n;
-    }
-    close(fd);
-    return 0;
-}
+/* ---- the mount ---- */
 
 /* As root only, like quantfs. */
 static void raise_read_ahead(const char *mountpoint)
@@ -161,7 +235,7 @@ static int serve(struct fuse_session *session, const char *mountpoint)
 int main(int argc, char **argv)
 {
     if (argc != 3) {
-        fprintf(stderr, "usage: qf_bench_bare FILE MNT\n");
+        fprintf(stderr, "usage: qf_bench_bare PATH MNT\n");
         return 2;
     }
     if (load(argv[1]) != 0) {

@@ -31,11 +31,11 @@ failed=0
 pack() {
     local dir=$1 build=${QF_BUILD:-$here/build/release}
     local programs="tests/cuda/cuda_check cuda/qf_bench_gpu_engine
-        cuda/qf_bench_gpu_kernels bench/qf_bench_gpu_read bench/qf_bench_bare_fuse_dir
+        cuda/qf_bench_gpu_kernels bench/qf_bench_gpu_read bench/qf_bench_bare
         cli/quantfs"
     mkdir -p "$dir/lib" "$dir/py" || exit 1
     ninja -C "$build" cuda_check qf_bench_gpu_engine qf_bench_gpu_kernels \
-        qf_bench_gpu_read qf_bench_bare_fuse_dir quantfs >&2 || exit 1
+        qf_bench_gpu_read qf_bench_bare quantfs >&2 || exit 1
     for program in $programs; do
         cp "$build/$program" "$dir/" && strip "$dir/${program##*/}" || exit 1
     done
@@ -181,7 +181,7 @@ LIST
 loads() {
     local seconds=$(($(left) - 12))
     # shellcheck disable=SC2086
-    QUANTFS_BIN=$gpu/quantfs QF_BARE_FUSE=$gpu/qf_bench_bare_fuse_dir \
+    QUANTFS_BIN=$gpu/quantfs QF_BARE_FUSE=$gpu/qf_bench_bare \
         step loads "$(left)" "$python" "$here/bench/gpu_loads.py" "$data/store" "$out" \
         --seconds $seconds --only "$1" ${QF_GPU_LOADS:-}
 }

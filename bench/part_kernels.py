@@ -29,7 +29,7 @@ def run(ctx):
                   ["dtype", "kernel", "instructions", "GB/s of source", "ratio to memcpy",
                    "ratio to bitsandbytes (one thread)"],
                   "memory bandwidth for int8 and AVX-512; the comparisons for the 4-bit "
-                  "codes with AVX2 (8 lanes); scalar code is the definition, not meant "
+                  "codes with AVX2 (16 lanes; fp32: 8); scalar code is the definition, not meant "
                   "to be fast.")
     try:
         theirs = json.loads(ctx.child("bnb_cpu.py", 1 if ctx.quick else ctx.reps))

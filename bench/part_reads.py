@@ -12,6 +12,9 @@ import servers
 from common import MIB, Skip, Table, cat, copy_file, interleaved
 
 SHARD = "llama/model.safetensors"
+# Of what is read again: a kernel that reclaims by itself (DAMON) takes a page here and
+# there even when memory is free.
+RECLAIMED_MAX = 0.001
 
 
 def first(ctx):
@@ -36,8 +39,9 @@ def first(ctx):
                         **{v: lambda v=v: first_read(v) for v in views}}, ctx.reps)
     table = Table("b", "First read of a view: `cat`, source in the page cache",
                   ["what", "GB/s of source", "ratio to cat of the source"],
-                  "encoding on all cores while the LMDB writer stores what was made; the "
-                  "reader waits for FUSE (c).")
+                  "both cores: about half of the daemon's time is the kernel's, copying the "
+                  "source out of its page cache, the records into the cache's file and "
+                  "the reader's pages (c); encoding is an eighth.")
     table.add("cat of the bf16 source", size / took["cat"] * 1e-9, "1.00")
     for view in views:
         table.add(f"cat of {view}", size / took[view] * 1e-9, took["cat"] / took[view])
@@ -94,6 +98,7 @@ def second(ctx):
 
     ways = {"cat": cat, "read(), 1 stream": run_reader("read", "1"),
             "read(), 2 streams": run_reader("read", "2"),
+            "read(), 4 streams": run_reader("read", "4"),
             "memcpy from a mapping": run_reader("map", "1")}
     get = "safetensors get_tensor + clone"
     try:
@@ -114,6 +119,11 @@ def second(ctx):
             bare = took.get((w, "bare libfuse server"))
             table.add(s, w, size / took[w, s] * 1e-9, took[w, "copy"] / took[w, s],
                       f"{bare / took[w, s]:.2f}" if bare else "")
+    hit = "view, passthrough=off"
+    one, four = (took.get((f"read(), {n}", hit)) for n in ("1 stream", "4 streams"))
+    if one and four:
+        table.notes.append(f"Four readers of cached records reach {one / four:.2f} of one "
+                           "reader's rate in sum.")
     return table
 
 
@@ -172,6 +182,6 @@ def again(ctx):
                       took[w, base] / took[w, f])
     table.notes.append(f"Bytes that the daemon served meanwhile: {served} "
                        f"({2 * ctx.reps} readings of {size / MIB:.0f} MiB).")
-    if served != 0:
+    if served > 2 * ctx.reps * size * RECLAIMED_MAX:
         raise RuntimeError(f"the daemon was asked for {served} bytes that were cached")
     return table

@@ -10,6 +10,7 @@ import traceback
 import common
 import document
 import facts
+import part_diff
 import part_kernels
 import part_loads
 import part_reads
@@ -17,7 +18,7 @@ import part_tree
 
 PARTS = {"a": part_kernels.run, "b": part_reads.first, "c": part_reads.second,
          "d": part_reads.again, "e": part_loads.run, "f": part_tree.names,
-         "g": part_tree.memory}
+         "g": part_tree.memory, "h": part_diff.run}
 
 
 def parse():

@@ -8,7 +8,8 @@
 #
 #   --quick    small sizes, one repetition, no document: to see that it works
 #   --only     some parts: a kernels, b first read, c second read, d reading again,
-#              e from_pretrained, f names and headers, g memory of the daemon
+#              e from_pretrained, f names and headers, g memory of the daemon,
+#              h quantfs diff
 #   --reps     repetitions (5)
 #   --json     the tables for programs, too
 #   --doc      another document to write into
@@ -21,7 +22,7 @@
 set -eu
 here=$(cd "$(dirname "$0")/.." && pwd)
 case " $* " in
-*" -h "* | *" --help "*) sed -n '3,22s/^# \{0,1\}//p' "$0"; exit 0 ;;
+*" -h "* | *" --help "*) sed -n '3,23s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 
 build=${QF_BUILD:-$here/build/bench}

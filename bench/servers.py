@@ -81,7 +81,7 @@ class Bare:
                 if process.poll() is not None or time.monotonic() > end:
                     raise Skip("the bare server did not mount")
                 time.sleep(0.01)
-            yield os.path.join(mnt, "file")
+            yield os.path.join(mnt, os.path.basename(self.path))
         finally:
             qfmount.detach(mnt)
             if process.wait(60) is not None:

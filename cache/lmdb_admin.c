@@ -113,8 +113,8 @@ static struct qf_admin_origin *find_origin(const struct listing *l, uint64_t id)
 }
 
 /* The origin of a use, which may have been written since the listing began: it came in
- * the transaction of the use, so this one knows it. An id without a record is counted as
- * not known, in the entry of id 0. NULL: no memory. */
+ * the transaction of the use, so this one knows it. An id without a record is counted
+ * as not known, in the entry of id 0. NULL: no memory. */
 static struct qf_admin_origin *origin_of(struct listing *l, MDB_txn *txn, uint64_t id)
 {
     struct qf_admin_origin *found = find_origin(l, id);

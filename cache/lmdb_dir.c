@@ -19,9 +19,9 @@
 #include <sys/stat.h>
 #include <sys/statvfs.h>
 #include <sys/vfs.h>
-#include <time.h>
 #include <unistd.h>
 
+#include "base/clock.h"
 #include "base/limits.h"
 #include "base/log.h"
 #include "cache/lmdb_check.h"
@@ -145,13 +145,6 @@ static int try_lock(int fd, short type)
     return 0;
 }
 
-static int64_t now_ms(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
-
 /* Somebody else holds it exclusively only while opening, which is short. */
 static int take_lock(struct qf_lmdb_dir *dir, struct qf_err *err)
 {
@@ -159,7 +152,7 @@ static int take_lock(struct qf_lmdb_dir *dir, struct qf_err *err)
     dir->lock_fd = openat(dir->fd, LOCK_NAME, O_RDWR | O_CREAT | O_CLOEXEC, 0600);
     if (dir->lock_fd < 0)
         return qf_err_set(err, -errno, "cannot be written to: %s", strerror(errno));
-    for (int64_t end = now_ms() + LOCK_WAIT_S * INT64_C(1000);;) {
+    for (int64_t end = qf_clock_ms() + LOCK_WAIT_S * INT64_C(1000);;) {
         int rc = try_lock(dir->lock_fd, F_WRLCK);
         dir->alone = rc == 0;
         if (rc == -EAGAIN || rc == -EACCES)
@@ -167,12 +160,24 @@ static int take_lock(struct qf_lmdb_dir *dir, struct qf_err *err)
         if (rc != -EAGAIN && rc != -EACCES)
             return rc == 0 ? 0
                            : qf_err_set(err, rc, "%s: %s", LOCK_NAME, strerror(-rc));
-        if (now_ms() > end)
+        if (qf_clock_ms() > end)
             return qf_err_set(err, -EBUSY,
                               "another process has been opening it for %d s",
                               LOCK_WAIT_S);
         nanosleep(&pause, NULL);
     }
+}
+
+/* The directory for this process, and the lock. */
+static int claim(struct qf_lmdb_dir *dir, const struct stat *st, struct qf_err *err)
+{
+    int rc = register_add(st->st_dev, st->st_ino);
+    if (rc != 0)
+        return qf_err_set(err, rc, "%s",
+                          rc == -EBUSY ? "open in this process already" : "no memory");
+    dir->dev = st->st_dev;
+    dir->ino = st->st_ino;
+    return take_lock(dir, err);
 }
 
 static int read_users(const struct qf_lmdb_dir *dir, struct users *out,
@@ -373,13 +378,7 @@ static int join(struct qf_lmdb_dir *dir, const char *path, struct qf_err *err)
         rc = qf_err_set(err, -errno, "%s", strerror(errno));
     if (rc != 0)
         return rc;
-    rc = register_add(st.st_dev, st.st_ino);
-    if (rc != 0)
-        return qf_err_set(err, rc, "%s",
-                          rc == -EBUSY ? "open in this process already" : "no memory");
-    dir->dev = st.st_dev;
-    dir->ino = st.st_ino;
-    rc = take_lock(dir, err);
+    rc = claim(dir, &st, err);
     if (rc != 0 || dir->alone)
         return rc != 0 ? rc : check_existing(dir, err);
     rc = read_users(dir, &users, err);
@@ -416,13 +415,7 @@ static int enter(struct qf_lmdb_dir *dir, const char *path, uint64_t bytes_limit
         rc = choose_limit(dir, bytes_limit, err);
     if (rc != 0)
         return rc;
-    rc = register_add(st.st_dev, st.st_ino);
-    if (rc != 0)
-        return qf_err_set(err, rc, "%s",
-                          rc == -EBUSY ? "open in this process already" : "no memory");
-    dir->dev = st.st_dev;
-    dir->ino = st.st_ino;
-    rc = take_lock(dir, err);
+    rc = claim(dir, &st, err);
     if (rc != 0)
         return rc;
     return dir->alone ? check_data(dir, err) : join_users(dir, err);

@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include "base/bytes.h"
+#include "base/clock.h"
 #include "base/log.h"
 #include "cache/lmdb_store.h"
 
@@ -148,23 +149,16 @@ static int note_oldest(const char *line, void *arg)
     return 0;
 }
 
-static int64_t elapsed_ms(const struct timespec *from, const struct timespec *to)
-{
-    return (int64_t)(to->tv_sec - from->tv_sec) * 1000 +
-           (to->tv_nsec - from->tv_nsec) / 1000000;
-}
-
 bool qf_lmdb_readers_pass(qf_lmdb_store *store)
 {
     const struct timespec pause = {.tv_nsec = READERS_WAIT_MS * 1000000L / 20};
-    struct timespec begin, now;
     MDB_envinfo info;
     int dead;
     if (mdb_reader_check(store->env, &dead) != 0 ||
         mdb_env_info(store->env, &info) != 0)
         return false;
     /* By the clock: on a busy machine every pause is far longer. */
-    clock_gettime(CLOCK_MONOTONIC, &begin);
+    int64_t end = qf_clock_ms() + READERS_WAIT_MS;
     for (bool last = false;;) {
         uint64_t oldest = UINT64_MAX;
         if (mdb_reader_list(store->env, note_oldest, &oldest) < 0)
@@ -174,8 +168,7 @@ bool qf_lmdb_readers_pass(qf_lmdb_store *store)
         if (last)
             return false;
         nanosleep(&pause, NULL);
-        clock_gettime(CLOCK_MONOTONIC, &now);
-        last = elapsed_ms(&begin, &now) >= READERS_WAIT_MS;
+        last = qf_clock_ms() >= end;
     }
 }
 

@@ -256,6 +256,16 @@ int qf_lmdb_file_open(qf_store *base, struct qf_hash128 key, uint64_t size, int 
     return 0;
 }
 
+int qf_lmdb_file_digest(qf_store *base, struct qf_hash128 key, uint64_t *out)
+{
+    qf_lmdb_store *store = (qf_lmdb_store *)base;
+    struct found found = {.key = key};
+    if (!store->keeps_files || find(store, &found) != 0)
+        return -ENOENT;
+    *out = found.file.digest;
+    return 0;
+}
+
 int qf_lmdb_file_verify(qf_lmdb_store *store, struct qf_hash128 key, uint64_t size,
                         bool *damaged)
 {

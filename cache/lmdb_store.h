@@ -298,6 +298,8 @@ void qf_lmdb_files_close(qf_lmdb_store *store);
 
 int qf_lmdb_file_open(qf_store *base, struct qf_hash128 key, uint64_t size,
                       int *fd) QF_MUST_CHECK;
+int qf_lmdb_file_digest(qf_store *base, struct qf_hash128 key,
+                        uint64_t *out) QF_MUST_CHECK;
 int qf_lmdb_file_begin(qf_store *base, struct qf_hash128 key, uint64_t origin,
                        uint64_t size, qf_store_draft **out) QF_MUST_CHECK;
 int qf_lmdb_file_append(qf_store_draft *draft, const void *data,
@@ -375,8 +377,7 @@ int qf_lmdb_writer_start(qf_lmdb_store *store) QF_MUST_CHECK;
 /* Writes what is queued and ends the thread. */
 void qf_lmdb_writer_stop(qf_lmdb_store *store);
 void qf_lmdb_writer_put(qf_lmdb_store *store, struct qf_hash128 key, uint64_t origin,
-                        const void *data, size_t size, void (*done)(void *arg),
-                        void *arg);
+                        const void *data, size_t size, qf_store_done *done, void *arg);
 /* Waits until what was put before, and the uses noted before, are written or dropped.
  */
 void qf_lmdb_writer_flush(qf_lmdb_store *store);

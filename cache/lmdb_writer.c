@@ -23,6 +23,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/clock.h"
 #include "base/log.h"
 #include "cache/lmdb_store.h"
 #include "cache/record.h"
@@ -43,7 +44,7 @@ struct item {
     uint64_t origin;
     const void *data; /* borrowed until done */
     size_t size;
-    void (*done)(void *arg);
+    qf_store_done *done;
     void *arg;
     bool marker; /* no value: a flush or a job, after those before it */
     int (*job)(struct qf_lmdb_work *work, void *arg);
@@ -89,13 +90,6 @@ struct txn_context {
     uint64_t now_s;
     uint64_t evicted;
 };
-
-static int64_t now_ms(void)
-{
-    struct timespec ts;
-    clock_gettime(CLOCK_MONOTONIC, &ts);
-    return (int64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000;
-}
 
 /* ---- a transaction ---- */
 
@@ -354,7 +348,7 @@ static int write_txn(struct txn_context *ctx)
 {
     struct qf_lmdb_writer *w = ctx->writer;
     uint64_t need = ctx->need;
-    int64_t end = now_ms() + ATTEMPTS_MS;
+    int64_t end = qf_clock_ms() + ATTEMPTS_MS;
     int rc = 0;
     for (unsigned attempt = 0; attempt < ATTEMPTS; attempt++) {
         rc = run_txn(ctx);
@@ -365,8 +359,8 @@ static int write_txn(struct txn_context *ctx)
             break;
         if (full)
             say_full(w, rc);
-        qf_lmdb_room_failed(&w->room, w->store, need, full, now_ms());
-        if (now_ms() > end || !qf_lmdb_readers_pass(w->store))
+        qf_lmdb_room_failed(&w->room, w->store, need, full, qf_clock_ms());
+        if (qf_clock_ms() > end || !qf_lmdb_readers_pass(w->store))
             break;
         int rc2 = make_room_apart(w, need, full, attempt);
         if (rc2 != 0 && !is_disk_full(rc2) && rc2 != MDB_MAP_FULL)
@@ -382,7 +376,7 @@ static void write_batch(struct qf_lmdb_writer *w, struct item **items, unsigned 
 {
     qf_lmdb_store *store = w->store;
     w->recent_count = qf_recency_drain(store->recency, w->recent);
-    if (atomic_load(&store->down) || (count > 0 && now_ms() < w->rest_until_ms))
+    if (atomic_load(&store->down) || (count > 0 && qf_clock_ms() < w->rest_until_ms))
         return;
     struct txn_context ctx = {.writer = w, .items = items, .count = count};
     ctx.need = pages_needed(w, items, count);
@@ -390,15 +384,15 @@ static void write_batch(struct qf_lmdb_writer *w, struct item **items, unsigned 
     w->recent_count = 0;
     w->removing_count = 0;
     if (rc == 0) {
-        qf_lmdb_room_succeeded(&w->room, now_ms());
+        qf_lmdb_room_succeeded(&w->room, qf_clock_ms());
         return;
     }
     for (unsigned i = 0; i < count; i++)
         items[i]->kept = false;
     if (rc == MDB_MAP_FULL || rc == MDB_TXN_FULL || rc == ENOMEM)
-        w->rest_until_ms = now_ms() + REST_MAP_MS;
+        w->rest_until_ms = qf_clock_ms() + REST_MAP_MS;
     else if (is_disk_full(rc))
-        w->rest_until_ms = now_ms() + REST_FULL_MS;
+        w->rest_until_ms = qf_clock_ms() + REST_FULL_MS;
     else
         qf_lmdb_fail(store, rc);
 }
@@ -416,20 +410,22 @@ static void run_marker(struct qf_lmdb_writer *w, struct item *marker)
         int rc = write_txn(&ctx);
         marker->job_rc = rc == 0 ? 0 : is_no_room(rc) ? -ENOSPC : -EIO;
         if (rc == 0)
-            qf_lmdb_room_succeeded(&w->room, now_ms());
+            qf_lmdb_room_succeeded(&w->room, qf_clock_ms());
         else if (!is_no_room(rc))
             qf_lmdb_fail(w->store, rc);
     }
-    marker->done(marker->arg);
+    marker->done(marker->arg, false);
 }
 
-static void finish_items(struct qf_lmdb_writer *w, struct item **items, unsigned count)
+/* lasting: room was found without evicting. */
+static void finish_items(struct qf_lmdb_writer *w, struct item **items, unsigned count,
+                         bool lasting)
 {
     size_t size = 0;
     for (unsigned i = 0; i < count; i++) {
         struct item *item = items[i];
         atomic_fetch_add(item->kept ? &w->store->puts : &w->store->puts_dropped, 1);
-        item->done(item->arg);
+        item->done(item->arg, item->kept && lasting);
         size += item->size + ITEM_COST;
         free(item);
     }
@@ -455,7 +451,7 @@ static unsigned take_batch(struct qf_lmdb_writer *w, struct item **items,
             pthread_cond_wait(&w->wake, &w->lock);
             continue;
         }
-        int64_t end = now_ms() + USES_DELAY_MS;
+        int64_t end = qf_clock_ms() + USES_DELAY_MS;
         struct timespec ts = {.tv_sec = (time_t)(end / 1000),
                               .tv_nsec = (long)(end % 1000) * 1000000};
         due = pthread_cond_timedwait(&w->wake, &w->lock, &ts) == ETIMEDOUT;
@@ -489,9 +485,11 @@ static void *run(void *arg)
         struct item *items[BATCH_COUNT];
         struct item *marker;
         unsigned count = take_batch(w, items, &marker, &stop);
+        uint64_t evictions = atomic_load(&w->store->evictions);
         if (count > 0 || w->removing_count > 0 || qf_recency_pending(w->store->recency))
             write_batch(w, items, count);
-        finish_items(w, items, count);
+        bool lasting = atomic_load(&w->store->evictions) == evictions;
+        finish_items(w, items, count, lasting);
         if (marker != NULL)
             run_marker(w, marker);
     }
@@ -571,8 +569,7 @@ static bool enqueue(struct qf_lmdb_writer *w, struct item *item)
 }
 
 void qf_lmdb_writer_put(qf_lmdb_store *store, struct qf_hash128 key, uint64_t origin,
-                        const void *data, size_t size, void (*done)(void *arg),
-                        void *arg)
+                        const void *data, size_t size, qf_store_done *done, void *arg)
 {
     struct item *item = NULL;
     if (size <= QF_STORED_SIZE_MAX && !atomic_load(&store->down))
@@ -589,7 +586,7 @@ void qf_lmdb_writer_put(qf_lmdb_store *store, struct qf_hash128 key, uint64_t or
         free(item);
     }
     atomic_fetch_add(&store->puts_dropped, 1);
-    done(arg);
+    done(arg, false);
 }
 
 struct flush {
@@ -598,8 +595,9 @@ struct flush {
     bool is_reached;
 };
 
-static void flush_reached(void *arg)
+static void flush_reached(void *arg, bool lasting)
 {
+    (void)lasting;
     struct flush *flush = arg;
     pthread_mutex_lock(&flush->lock);
     flush->is_reached = true;

@@ -47,16 +47,22 @@ struct qf_store_stats {
  * qf_store_file_commit or _abort, at the latest before the store is closed. */
 typedef struct qf_store_draft qf_store_draft;
 
+/* Told once that a value which was put is no longer borrowed, from any thread. lasting:
+ * the store has it now, and had room for it without forgetting another; else it was
+ * dropped, or is in a store that is too small for what comes and goes. */
+typedef void qf_store_done(void *arg, bool lasting);
+
 /* What a store implements (its struct begins with a pointer to this). */
 struct qf_store_ops {
     const char *name;
     bool (*get)(qf_store *store, struct qf_hash128 key, struct qf_store_value *out);
     void (*release)(qf_store *store, struct qf_store_value *value);
     void (*put)(qf_store *store, struct qf_hash128 key, uint64_t origin,
-                const void *data, size_t size, void (*done)(void *arg), void *arg);
+                const void *data, size_t size, qf_store_done *done, void *arg);
     void (*flush)(qf_store *store);
-    /* NULL, all five, in a store that keeps no files. */
+    /* NULL, all six, in a store that keeps no files. */
     int (*file_open)(qf_store *store, struct qf_hash128 key, uint64_t size, int *fd);
+    int (*file_digest)(qf_store *store, struct qf_hash128 key, uint64_t *digest);
     int (*file_begin)(qf_store *store, struct qf_hash128 key, uint64_t origin,
                       uint64_t size, qf_store_draft **out);
     int (*file_append)(qf_store_draft *draft, const void *data, size_t size);
@@ -101,11 +107,11 @@ static inline uint64_t qf_store_origin(qf_store *store, const char *view,
                : store->ops->origin(store, view, store_path, model_path);
 }
 
-/* Queues the value and returns at once; `data` is borrowed until done(arg) is called
- * (from any thread, also when the value was dropped, possibly before this returns).
+/* Queues the value and returns at once; `data` is borrowed until done is called
+ * (also when the value was dropped, possibly before this returns).
  * origin: of qf_store_origin, or 0; a value that is there keeps the one it has. */
 static inline void qf_store_put(qf_store *store, struct qf_hash128 key, uint64_t origin,
-                                const void *data, size_t size, void (*done)(void *arg),
+                                const void *data, size_t size, qf_store_done *done,
                                 void *arg)
 {
     store->ops->put(store, key, origin, data, size, done, arg);
@@ -136,6 +142,16 @@ static inline int qf_store_file_open(qf_store *store, struct qf_hash128 key,
 {
     return store->ops->file_open == NULL ? -ENOENT
                                          : store->ops->file_open(store, key, size, fd);
+}
+
+/* XXH3-64 of all bytes of the file, from when it was written. -ENOENT: there is none.
+ */
+static inline int qf_store_file_digest(qf_store *store, struct qf_hash128 key,
+                                       uint64_t *digest)
+{
+    return store->ops->file_digest == NULL
+               ? -ENOENT
+               : store->ops->file_digest(store, key, digest);
 }
 
 /* Begins to write it: exactly `size` bytes will be appended. Makes room, at the cost of

@@ -169,7 +169,7 @@ static void lmdb_release(qf_store *base, struct qf_store_value *value)
 }
 
 static void lmdb_put(qf_store *base, struct qf_hash128 key, uint64_t origin,
-                     const void *data, size_t size, void (*done)(void *arg), void *arg)
+                     const void *data, size_t size, qf_store_done *done, void *arg)
 {
     qf_lmdb_writer_put((qf_lmdb_store *)base, key, origin, data, size, done, arg);
 }
@@ -292,6 +292,7 @@ static const struct qf_store_ops lmdb_ops = {
     .put = lmdb_put,
     .flush = lmdb_flush,
     .file_open = qf_lmdb_file_open,
+    .file_digest = qf_lmdb_file_digest,
     .file_begin = qf_lmdb_file_begin,
     .file_append = qf_lmdb_file_append,
     .file_commit = qf_lmdb_file_commit,

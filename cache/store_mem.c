@@ -169,20 +169,22 @@ static struct value *new_value(const mem_store *mem, struct qf_hash128 key,
 }
 
 static void mem_put(qf_store *store, struct qf_hash128 key, uint64_t origin,
-                    const void *data, size_t size, void (*done)(void *arg), void *arg)
+                    const void *data, size_t size, qf_store_done *done, void *arg)
 {
     (void)origin;
     mem_store *mem = (mem_store *)store;
     struct value *value = new_value(mem, key, data, size);
     pthread_mutex_lock(&mem->lock);
+    uint64_t evictions = mem->stats.evictions;
     if (value != NULL) {
         insert(mem, value);
         mem->stats.puts++;
     } else {
         mem->stats.puts_dropped++;
     }
+    bool lasting = value != NULL && mem->stats.evictions == evictions;
     pthread_mutex_unlock(&mem->lock);
-    done(arg);
+    done(arg, lasting);
 }
 
 static void mem_flush(qf_store *store)

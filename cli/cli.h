@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The subcommands. Each takes its own argv (argv[0] is its name) and returns the
- * process's exit code. */
+ * process's exit code. Private to cli/. */
 #ifndef QF_CLI_CLI_H
 #define QF_CLI_CLI_H
 
+#include <stdatomic.h>
 #include <stddef.h>
 
 #include "base/err.h"
@@ -21,13 +22,25 @@ int qf_cmd_mount(int argc, char **argv);
 int qf_cmd_umount(int argc, char **argv);
 int qf_cmd_info(int argc, char **argv);
 int qf_cmd_warm(int argc, char **argv);
+int qf_cmd_export(int argc, char **argv);
+int qf_cmd_verify(int argc, char **argv);
+int qf_cmd_diff(int argc, char **argv);
 int qf_cmd_demo(int argc, char **argv);
 int qf_cmd_doctor(int argc, char **argv);
 int qf_cmd_cache(int argc, char **argv);
+int qf_cmd_check(int argc, char **argv);
 
 /* Prints "quantfs <command>: sentence" and a pointer to --help; returns QF_CLI_USAGE.
  */
 int qf_cli_usage_error(const char *command, const char *fmt, ...) QF_PRINTF(2, 3);
+
+/* The argument of an option: a number from 1 to `max`; returns 0 or QF_CLI_USAGE. */
+int qf_cli_number(const char *command, const char *option, const char *text,
+                  unsigned max, unsigned *out);
+
+/* From now on SIGINT and SIGTERM only set this to their number; a second one ends the
+ * process. */
+const atomic_int *qf_cli_catch_signals(void);
 
 /* Where the cache is unless the user says otherwise: $XDG_CACHE_HOME/quantfs,
  * ~/.cache/quantfs; /var/cache/quantfs for root. */

@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "cli/cache.h"
 #include "cli/cli.h"
+#include "view/names.h"
 
 enum {
     OPT_MODEL = 1 << 0,
@@ -305,7 +306,11 @@ static bool matches(const char *pattern, const char *path)
 bool qf_cache_named(const struct qf_cache_args *args,
                     const struct qf_admin_origin *origin)
 {
-    if (args->view != NULL && strcmp(args->view, origin->view) != 0)
+    struct qf_view view; /* by the name that all its spellings have */
+    const char *wanted = args->view;
+    if (wanted != NULL && qf_view_parse(wanted, strlen(wanted), &view, NULL) == 0)
+        wanted = view.name;
+    if (wanted != NULL && strcmp(wanted, origin->view) != 0)
         return false;
     if (args->model == NULL)
         return true;

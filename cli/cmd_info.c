@@ -1,23 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* PATH may be a model, a directory with models somewhere below it, or a path in a
- * mount: that one stands for its source. Links may lead anywhere here (a snapshot of a
- * hub cache points to blobs beside it), so the whole filesystem is the root. */
-#include <dirent.h>
 #include <getopt.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
 #include "base/limits.h"
 #include "cli/cli.h"
-#include "cli/mounted.h"
+#include "cli/models.h"
 #include "cli/report.h"
 #include "view/overrides.h"
-
-#define DEPTH_MAX 64
 
 struct info {
     struct qf_report_options options;
@@ -47,16 +39,17 @@ static void print_help(void)
          "exit codes: 0 told, 1 usage, 2 PATH cannot be read or holds no model");
 }
 
-static void fail(struct info *info, const char *path, int rc, const struct qf_err *err)
+static void fail(void *arg, const char *path, int rc, const struct qf_err *err)
 {
+    struct info *info = arg;
     fprintf(stderr, "quantfs info: %s: %s\n", path,
             err->text[0] != '\0' ? err->text : strerror(-rc));
     info->failed = true;
 }
 
-static void print_model(struct info *info, const char *path,
-                        const struct qf_model *model)
+static void print_model(void *arg, const char *path, struct qf_model *model)
 {
+    struct info *info = arg;
     struct qf_variant *variants[QF_VIEWS_MAX] = {0};
     struct qf_err err = {""};
     int rc = 0;
@@ -81,55 +74,7 @@ static void print_model(struct info *info, const char *path,
         fail(info, path, rc, &err);
     for (size_t i = 0; i < info->options.view_count; i++)
         qf_variant_free(variants[i]);
-}
-
-static bool is_worth_telling(const struct qf_model *model)
-{
-    return model->kind != QF_MODEL_NONE || model->reason[0] != '\0';
-}
-
-/* path is absolute; models are told, other directories descended into. */
-static void walk(struct info *info, const char *path, unsigned depth)
-{
-    struct qf_model *model;
-    struct qf_err err = {""};
-    int rc = qf_model_load(info->root, path + 1, &model, &err);
-    if (rc != 0) {
-        fail(info, path, rc, &err);
-        return;
-    }
-    if (is_worth_telling(model))
-        print_model(info, path, model);
     qf_model_free(model);
-    struct dirent **names;
-    int count = depth < DEPTH_MAX ? scandir(path, &names, NULL, alphasort) : 0;
-    for (int i = 0; i < count; i++) {
-        char child[PATH_MAX];
-        int n = snprintf(child, sizeof child, "%s/%s", path, names[i]->d_name);
-        if (names[i]->d_type == DT_DIR && strcmp(names[i]->d_name, ".") != 0 &&
-            strcmp(names[i]->d_name, "..") != 0 && n > 0 && (size_t)n < sizeof child)
-            walk(info, child, depth + 1);
-        free(names[i]);
-    }
-    if (count > 0)
-        free(names);
-}
-
-/* /mnt/nf4/a/b becomes STORE/a/b; any other path stays. */
-static void source_of_path(char path[PATH_MAX])
-{
-    char top[PATH_MAX], store[PATH_MAX], whole[2 * PATH_MAX];
-    if (!qf_mounted_find(path, top))
-        return;
-    char *status = qf_mounted_status(top);
-    if (status != NULL && qf_mounted_value(status, "store", store, sizeof store)) {
-        const char *view = path + strlen(top);
-        const char *rest = view[0] == '/' ? strchr(view + 1, '/') : NULL;
-        int n = snprintf(whole, sizeof whole, "%s%s", store, rest != NULL ? rest : "");
-        if (n > 0 && n < PATH_MAX)
-            strcpy(path, whole);
-    }
-    free(status);
 }
 
 static int parse(struct info *info, int argc, char **argv, bool *help)
@@ -202,22 +147,19 @@ static int tell(struct info *info, const char *name)
 {
     char path[PATH_MAX];
     struct qf_err err = {""};
-    if (realpath(name, path) == NULL) {
-        fprintf(stderr, "quantfs info: %s: %s\n", name, strerror(errno));
+    int rc = qf_models_path(name, path);
+    if (rc != 0) {
+        fprintf(stderr, "quantfs info: %s: %s\n", name, strerror(-rc));
         return QF_CLI_FAILED;
     }
-    struct stat st;
-    char *slash = strrchr(path, '/');
-    if (stat(path, &st) == 0 && !S_ISDIR(st.st_mode) && slash > path)
-        *slash = '\0'; /* of a file its directory is told */
-    source_of_path(path);
-    int rc = qf_root_open("/", &info->root, &err);
+    rc = qf_root_open("/", &info->root, &err);
     if (rc != 0) {
         fail(info, "/", rc, &err);
         return QF_CLI_FAILED;
     }
     fputs(info->json ? "[" : "", stdout);
-    walk(info, path, 0);
+    const struct qf_models_visitor visitor = {print_model, fail, info};
+    qf_models_walk(info->root, path, &visitor);
     fputs(info->json ? "]\n" : "", stdout);
     qf_root_close(info->root);
     if (info->count == 0 && !info->failed)

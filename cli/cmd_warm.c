@@ -4,7 +4,6 @@
  * cached goes by the source files' identity, not by where the store begins. */
 #include <getopt.h>
 #include <limits.h>
-#include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -26,27 +25,12 @@ struct command {
     bool json;
     bool quiet;
     struct qf_stack stack;
-    struct qf_warm_source own;     /* over it, once it is open */
-    struct qf_warm_source *mounts; /* one a path */
+    struct qf_views_source own;     /* over it, once it is open */
+    struct qf_views_source *mounts; /* one a path */
     char (*tops)[PATH_MAX];
     size_t mount_count;
     struct qf_warm warm;
 };
-
-static atomic_int stop;
-
-static void on_signal(int number)
-{
-    atomic_store(&stop, number);
-}
-
-static void catch_signals(void)
-{
-    struct sigaction action = {.sa_handler = on_signal,
-                               .sa_flags = (int)(SA_RESTART | SA_RESETHAND)};
-    sigaction(SIGINT, &action, NULL);
-    sigaction(SIGTERM, &action, NULL);
-}
 
 static void print_help(void)
 {
@@ -77,19 +61,6 @@ static void print_help(void)
 
 /* ---- arguments ---- */
 
-static int set_jobs(struct command *c, const char *text)
-{
-    char *end;
-    errno = 0;
-    unsigned long jobs = strtoul(text, &end, 10);
-    if (text[0] < '0' || text[0] > '9' || *end != '\0' || errno != 0 || jobs == 0 ||
-        jobs > QF_WARM_JOBS_MAX)
-        return qf_cli_usage_error("warm", "--jobs %s: not a number from 1 to %u", text,
-                                  QF_WARM_JOBS_MAX);
-    c->jobs = (unsigned)jobs;
-    return 0;
-}
-
 static int parse_one(struct command *c, int option, const char *word)
 {
     struct qf_err err = {""};
@@ -103,7 +74,7 @@ static int parse_one(struct command *c, int option, const char *word)
             return qf_cli_usage_error("warm", "%s", err.text);
         return 0;
     case 'n':
-        return set_jobs(c, optarg);
+        return qf_cli_number("warm", "--jobs", optarg, QF_WARM_JOBS_MAX, &c->jobs);
     case 'j':
         c->json = true;
         return 0;
@@ -190,7 +161,7 @@ static int absolute_path(const char *name, char out[PATH_MAX])
 
 struct add_views {
     struct command *c;
-    const struct qf_warm_source *source;
+    const struct qf_views_source *source;
     int rc;
 };
 
@@ -205,28 +176,38 @@ static int add_view(void *arg, const char *name, bool is_dir)
     return a->rc;
 }
 
+/* The views of a mount that are wanted, listed or not; all that it lists if none is
+ * named. */
+static int add_top(struct command *c, const struct qf_views_source *source)
+{
+    struct add_views a = {c, source, 0};
+    int rc = 0;
+    for (size_t i = 0; i < c->view_count && a.rc == 0; i++)
+        add_view(&a, c->views[i].name, true);
+    if (c->view_count == 0)
+        rc = source->ops->list(source, source->top, add_view, &a);
+    if (rc != 0 && a.rc == 0)
+        qf_warm_fail(&c->warm, source->top, rc);
+    return a.rc;
+}
+
 static int add_mounted(struct command *c, const char *path)
 {
-    struct qf_warm_source *source = &c->mounts[c->mount_count];
+    struct qf_views_source *source = &c->mounts[c->mount_count];
     const char *top = c->tops[c->mount_count++];
-    *source = (struct qf_warm_source){.ops = &qf_warm_mount_ops, .top = top};
+    *source = (struct qf_views_source){.ops = &qf_source_mount_ops, .top = top};
     const char *rest = path + strlen(top);
-    if (rest[0] == '\0') {
-        struct add_views a = {c, source, 0};
-        int rc = source->ops->list(source, top, add_view, &a);
-        if (rc != 0 && a.rc == 0)
-            qf_warm_fail(&c->warm, top, rc);
-        return a.rc;
-    }
-    char view[NAME_MAX + 1];
-    snprintf(view, sizeof view, "%.*s", (int)strcspn(rest + 1, "/"), rest + 1);
-    if (!is_wanted(c, view) || strcmp(view, QF_CONTROL_DIR) == 0) {
+    if (rest[0] == '\0')
+        return add_top(c, source);
+    struct qf_view view; /* by the name that all its spellings have */
+    if (qf_view_parse(rest + 1, strcspn(rest + 1, "/"), &view, NULL) != 0 ||
+        !is_wanted(c, view.name)) {
         fprintf(stderr, "quantfs warm: %s: not in a view that is wanted\n", path);
         qf_warm_fail(&c->warm, path, -EINVAL);
         c->warm.trouble_told = c->warm.trouble_count;
         return 0;
     }
-    return qf_warm_add(&c->warm, source, view, path, 0);
+    return qf_warm_add(&c->warm, source, view.name, path, 0);
 }
 
 static int open_stack(struct command *c)
@@ -240,16 +221,17 @@ static int open_stack(struct command *c)
         fprintf(stderr, "quantfs warm: %s\n",
                 err.text[0] != '\0' ? err.text : strerror(-rc));
     else
-        c->own = (struct qf_warm_source){.ops = &qf_warm_stack_ops, .stack = &c->stack};
+        c->own =
+            (struct qf_views_source){.ops = &qf_source_stack_ops, .stack = &c->stack};
     return rc;
 }
 
 static int add_store(struct command *c, const char *path)
 {
     int rc = c->own.ops == NULL ? open_stack(c) : 0;
-    for (size_t i = 0; i < c->stack.views->count && rc == 0; i++) {
+    for (size_t i = 0; i < c->stack.view_count && rc == 0; i++) {
         char in_view[PATH_MAX + QF_VIEW_NAME_SIZE];
-        const char *view = c->stack.views->views[i].name;
+        const char *view = c->stack.views[i].name;
         snprintf(in_view, sizeof in_view, "%s%s", view, path);
         rc = qf_warm_add(&c->warm, &c->own, view, in_view, strlen(view));
     }
@@ -296,7 +278,7 @@ static int work(struct command *c, char **paths, size_t count)
     c->tops = calloc(count, sizeof *c->tops);
     if (c->mounts == NULL || c->tops == NULL)
         return -ENOMEM;
-    for (size_t i = 0; i < count && rc == 0 && atomic_load(&stop) == 0; i++)
+    for (size_t i = 0; i < count && rc == 0 && atomic_load(c->warm.stop) == 0; i++)
         rc = add_path(c, paths[i]);
     if (rc == 0 && c->warm.model_count != 0)
         rc = qf_warm_run(&c->warm, c->quiet ? NULL : stderr);
@@ -318,10 +300,9 @@ int qf_cmd_warm(int argc, char **argv)
         return QF_CLI_OK;
     }
     qf_log_set_level(c.options.debug ? QF_LOG_DEBUG : QF_LOG_WARN);
-    catch_signals();
-    qf_warm_init(&c.warm, c.jobs, &stop);
+    qf_warm_init(&c.warm, c.jobs, qf_cli_catch_signals());
     int rc = work(&c, argv + optind, (size_t)(argc - optind));
-    int number = atomic_load(&stop);
+    int number = atomic_load(c.warm.stop);
     if (rc == -ENOMEM || rc == -EAGAIN)
         fprintf(stderr, "quantfs warm: %s\n", strerror(-rc));
     else if (number != 0)

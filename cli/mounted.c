@@ -62,3 +62,19 @@ bool qf_mounted_find(const char *path, char top[PATH_MAX])
     }
     return false;
 }
+
+void qf_mounted_source(char path[PATH_MAX])
+{
+    char top[PATH_MAX], store[PATH_MAX], whole[2 * PATH_MAX];
+    if (!qf_mounted_find(path, top))
+        return;
+    char *status = qf_mounted_status(top);
+    if (status != NULL && qf_mounted_value(status, "store", store, sizeof store)) {
+        const char *view = path + strlen(top);
+        const char *rest = view[0] == '/' ? strchr(view + 1, '/') : NULL;
+        int n = snprintf(whole, sizeof whole, "%s%s", store, rest != NULL ? rest : "");
+        if (n > 0 && n < PATH_MAX)
+            strcpy(path, whole);
+    }
+    free(status);
+}

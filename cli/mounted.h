@@ -15,6 +15,9 @@ extern "C" {
 /* The mount's top that `path` (absolute, without links) lies in or is. False: it lies
  * in none. */
 bool qf_mounted_find(const char *path, char top[PATH_MAX]);
+/* The source of a path: MNT/nf4/a/b becomes STORE/a/b. A path that lies in no mount
+ * stays. */
+void qf_mounted_source(char path[PATH_MAX]);
 /* The whole status; returns owned. NULL: there is none. */
 char *qf_mounted_status(const char *top);
 /* The value of a key in a status; false: it is not there, or longer than fits. */

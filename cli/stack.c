@@ -3,6 +3,9 @@
  * other. LMDB and CUDA do not survive a fork. */
 #include "cli/stack.h"
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -15,7 +18,9 @@
 #include "view/overrides.h"
 
 /* Without a cache directory the engine's own memory is the only cache. */
-#define NO_CACHE "none"
+#define NO_CACHE             "none"
+#define MALLOC_MMAP_SIZE_MIN (8 << 20)  /* more than any record */
+#define MALLOC_KEPT_SIZE     (32 << 20) /* some transactions of the cache's writer */
 
 static int open_lmdb(struct qf_stack *stack, struct qf_err *err)
 {
@@ -76,52 +81,85 @@ static qf_backend *backend_of(const struct qf_stack *stack)
     return stack->gpu != NULL ? stack->gpu : stack->cpu;
 }
 
-static void free_views(struct qf_view_set *set)
+static int read_policy(const struct qf_stack *stack, const char *overrides, char **text,
+                       size_t *size, struct qf_err *err)
 {
-    while (set->count > 0)
-        qf_view_fini(&set->views[--set->count]);
-    free(set->text);
-    free(set);
+    *text = NULL;
+    *size = 0;
+    if (overrides == NULL)
+        return stack->options->policy[0] != '\0'
+                   ? qf_cli_read_file(stack->options->policy, QF_CONFIG_SIZE_MAX, text,
+                                      size, err)
+                   : 0;
+    *text = strdup(overrides);
+    *size = strlen(overrides);
+    return *text != NULL ? 0 : qf_err_set(err, -ENOMEM, "out of memory");
 }
 
-static int read_views(const struct qf_mount_options *o, struct qf_view_set **out,
-                      struct qf_err *err)
+static void free_views(struct qf_view *views, size_t count)
 {
-    struct qf_view_set *set = calloc(1, sizeof *set);
-    if (set == NULL)
-        return qf_err_set(err, -ENOMEM, "no memory");
-    int rc = o->policy[0] != '\0' ? qf_cli_read_file(o->policy, QF_CONFIG_SIZE_MAX,
-                                                     &set->text, &set->text_size, err)
-                                  : 0;
-    while (rc == 0 && set->count < o->view_count) {
-        rc = qf_overrides_apply(&o->views[set->count], set->text, set->text_size,
-                                &set->views[set->count], err);
+    while (count > 0)
+        qf_view_fini(&views[--count]);
+}
+
+/* The views of the options with the overrides for all models, all or none. */
+static int make_views(const struct qf_mount_options *o, const char *policy, size_t size,
+                      struct qf_view views[QF_VIEWS_MAX], struct qf_err *err)
+{
+    size_t count = 0;
+    int rc = 0;
+    while (rc == 0 && count < o->view_count) {
+        rc = qf_overrides_apply(&o->views[count], policy, size, &views[count], err);
         if (rc == 0)
-            set->count++;
-        else
-            qf_err_prefix(err, "%s", o->policy);
+            count++;
     }
     if (rc != 0) {
-        free_views(set);
-        return rc;
+        qf_err_prefix(err, "%s", o->policy);
+        free_views(views, count);
     }
-    *out = set;
-    return 0;
+    return rc;
 }
 
-/* Views may still be in use when newer ones have come: all stay until the end. False:
- * they are what they were. */
-static bool take_views(struct qf_stack *stack, struct qf_view_set *set)
+static int apply_policy(struct qf_stack *stack, const char *overrides,
+                        struct qf_err *err)
 {
-    const struct qf_view_set *now = stack->views;
-    if (now != NULL && now->text_size == set->text_size &&
-        (set->text_size == 0 || memcmp(now->text, set->text, set->text_size) == 0)) {
-        free_views(set);
-        return false;
+    int rc = read_policy(stack, overrides, &stack->policy, &stack->policy_size, err);
+    if (rc == 0)
+        rc = make_views(stack->options, stack->policy, stack->policy_size, stack->views,
+                        err);
+    if (rc == 0)
+        stack->view_count = stack->options->view_count;
+    return rc;
+}
+
+static bool same_text(const char *a, size_t a_size, const char *b, size_t b_size)
+{
+    return a_size == b_size && (a_size == 0 || memcmp(a, b, a_size) == 0);
+}
+
+static int reload_policy(struct qf_stack *stack, struct qf_err *err)
+{
+    char *text;
+    size_t size;
+    struct qf_view *views = calloc(QF_VIEWS_MAX, sizeof *views);
+    if (views == NULL)
+        return qf_err_set(err, -ENOMEM, "no memory");
+    int rc = read_policy(stack, NULL, &text, &size, err);
+    if (rc == 0)
+        rc = make_views(stack->options, text, size, views, err);
+    if (rc == 0) {
+        free_views(views, stack->options->view_count);
+        if (!same_text(text, size, stack->policy, stack->policy_size)) {
+            char *old = stack->policy;
+            qf_tree_set_policy(stack->tree, text, size);
+            stack->policy = text;
+            stack->policy_size = size;
+            text = old;
+        }
     }
-    set->older = stack->views;
-    stack->views = set;
-    return true;
+    free(text);
+    free(views);
+    return rc;
 }
 
 /* What the options say, and above that the limits file. */
@@ -153,11 +191,8 @@ static int read_limits(struct qf_stack *stack, struct qf_err *err)
 
 int qf_stack_reload(struct qf_stack *stack, struct qf_err *err)
 {
-    struct qf_view_set *set;
     struct qf_err limits_err = {""};
-    int rc = read_views(stack->options, &set, err);
-    if (rc == 0 && take_views(stack, set))
-        qf_tree_set_views(stack->tree, stack->views->views);
+    int rc = reload_policy(stack, err);
     int limits_rc = read_limits(stack, &limits_err);
     if (limits_rc == 0)
         qf_store_set_limits(stack->store, stack->cache_size, stack->cache_min_free);
@@ -215,8 +250,11 @@ static int open_tree(struct qf_stack *stack, struct qf_err *err)
 {
     struct qf_tree_options tree = {
         .root = stack->root,
-        .views = stack->views->views,
-        .view_count = stack->views->count,
+        .views = stack->views,
+        .view_count = stack->view_count,
+        .policy = stack->policy,
+        .policy_size = stack->policy_size,
+        .alias_bnb = stack->options->alias_bnb,
         .engine = stack->engine,
         .store = stack->store,
         .passthrough = stack->passthrough,
@@ -225,14 +263,24 @@ static int open_tree(struct qf_stack *stack, struct qf_err *err)
     return rc == 0 ? 0 : qf_err_set(err, rc, "starting: %s", strerror(-rc));
 }
 
+/* LMDB allocates every value of a transaction anew, and by itself malloc would give
+ * most of them back to the kernel each time: a fault a page. */
+static void keep_freed_pages(void)
+{
+#ifdef __GLIBC__
+    mallopt(M_MMAP_THRESHOLD, MALLOC_MMAP_SIZE_MIN);
+    mallopt(M_TRIM_THRESHOLD, MALLOC_KEPT_SIZE);
+#endif
+}
+
 int qf_stack_open(struct qf_stack *stack, const struct qf_stack_options *options,
                   struct qf_err *err)
 {
     stack->options = options->mount;
     raise_open_files();
-    struct qf_view_set *set;
-    int rc = read_views(stack->options, &set, err);
-    if (rc == 0 && take_views(stack, set))
+    keep_freed_pages();
+    int rc = apply_policy(stack, options->overrides, err);
+    if (rc == 0)
         rc = read_limits(stack, err);
     if (rc == 0)
         rc = qf_root_open(options->store_path, &stack->root, err);
@@ -261,10 +309,10 @@ void qf_stack_close(struct qf_stack *stack)
     qf_backend_close(stack->gpu);
     qf_backend_close(stack->cpu);
     qf_root_close(stack->root);
-    for (struct qf_view_set *set = stack->views, *older; set != NULL; set = older) {
-        older = set->older;
-        free_views(set);
-    }
+    free_views(stack->views, stack->view_count);
+    stack->view_count = 0;
+    free(stack->policy);
+    stack->policy = NULL;
 }
 
 const char *qf_stack_backend_name(const struct qf_stack *stack)

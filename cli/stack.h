@@ -21,24 +21,21 @@ extern "C" {
 struct qf_stack_options {
     const struct qf_mount_options *mount; /* borrowed until qf_stack_close */
     const char *store_path;               /* the same */
+    const char *overrides;  /* text for all models, in place of the policy file's; NULL:
+                             * that one's. Borrowed until qf_stack_open returns */
     const char *mountpoint; /* refused where a mount cannot be; NULL: there is none */
     /* Without the cache on disk the stack is of no use: no other store in its place,
      * and no passthrough either, which would seal shards. */
     bool cache_only;
 };
 
-/* The views of the options, with the overrides of one state of the policy file. */
-struct qf_view_set {
-    struct qf_view_set *older;
-    char *text; /* of the policy file; NULL: there is none */
-    size_t text_size;
-    size_t count;
-    struct qf_view views[QF_VIEWS_MAX];
-};
-
 struct qf_stack {
     const struct qf_mount_options *options;
-    struct qf_view_set *views;           /* the newest first; all stay until the end */
+    struct qf_view views[QF_VIEWS_MAX]; /* those of the options, with the policy file's
+                                         * overrides as they were at first */
+    size_t view_count;
+    char *policy; /* text of overrides for all models, or NULL */
+    size_t policy_size;
     uint64_t cache_size, cache_min_free; /* of the limits file, or the options */
     char cache[QF_OPT_TEXT_SIZE];        /* its directory; "": none */
     qf_root *root;

@@ -7,16 +7,14 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "base/clock.h"
 #include "base/limits.h"
 #include "base/path.h"
-#include "base/pool.h"
+#include "cli/crew.h"
 
 #define SEGMENT_SIZE (UINT64_C(64) << 20)
 #define READ_SIZE    ((size_t)QF_FUSE_READ_SIZE_MAX)
-#define TICK_MS      50
 #define DEPTH_MAX    64
 
 void qf_warm_init(struct qf_warm *warm, unsigned jobs, const atomic_int *stop)
@@ -80,7 +78,7 @@ void qf_warm_tell_troubles(struct qf_warm *warm)
 
 struct collect {
     struct qf_warm *warm;
-    const struct qf_warm_source *source;
+    const struct qf_views_source *source;
     const char *view;
     size_t tell_skip;
     size_t model; /* of this directory, once it has a shard; SIZE_MAX before */
@@ -117,7 +115,7 @@ static int add_model(struct collect *c, const char *dir)
 }
 
 static int add_shard(struct collect *c, const char *dir, const char *path,
-                     const struct qf_warm_file *file)
+                     const struct qf_source_file *file)
 {
     int rc = c->model == SIZE_MAX ? add_model(c, dir) : 0;
     if (rc != 0)
@@ -140,12 +138,12 @@ static int add_shard(struct collect *c, const char *dir, const char *path,
 
 static void collect_file(struct collect *c, const char *dir, const char *path)
 {
-    struct qf_warm_file file = {.fd = -1};
+    struct qf_source_file file = {.fd = -1};
     int rc = c->source->ops->open(c->source, path, &file);
     if (rc == 0) {
-        c->rc = add_shard(c, dir, path, &file);
+        c->rc = file.shard ? add_shard(c, dir, path, &file) : 0;
         c->source->ops->close(c->source, &file);
-    } else if (rc != -ENODATA) {
+    } else {
         qf_warm_fail(c->warm, path + c->tell_skip, rc);
     }
 }
@@ -217,7 +215,7 @@ static void sort_from(struct qf_warm *warm, size_t first)
               sizeof *warm->models[i].shards, by_shard);
 }
 
-int qf_warm_add(struct qf_warm *warm, const struct qf_warm_source *source,
+int qf_warm_add(struct qf_warm *warm, const struct qf_views_source *source,
                 const char *view, const char *path, size_t tell_skip)
 {
     struct collect c = {.warm = warm,
@@ -236,19 +234,17 @@ int qf_warm_add(struct qf_warm *warm, const struct qf_warm_source *source,
 struct pass {
     struct qf_warm *warm;
     struct qf_warm_model *model;
+    char *buffers;        /* one a reader */
     pthread_mutex_t lock; /* of what follows */
-    pthread_cond_t ended;
     size_t shard;
     uint64_t off;
-    unsigned running;
 };
 
 struct reader {
-    struct qf_task task; /* first */
     struct pass *pass;
     char *buffer;
     struct qf_warm_shard *open; /* `file` is open for it; NULL: nothing is */
-    struct qf_warm_file file;
+    struct qf_source_file file;
 };
 
 /* The next piece to read; false: there is none. */
@@ -273,7 +269,7 @@ static bool take_segment(struct pass *pass, struct qf_warm_shard **shard, uint64
 
 static void close_shard(struct reader *reader)
 {
-    const struct qf_warm_source *source = reader->pass->model->source;
+    const struct qf_views_source *source = reader->pass->model->source;
     if (reader->open != NULL)
         source->ops->close(source, &reader->file);
     reader->open = NULL;
@@ -283,7 +279,7 @@ static int read_segment(struct reader *reader, struct qf_warm_shard *shard,
                         uint64_t off)
 {
     struct qf_warm *warm = reader->pass->warm;
-    const struct qf_warm_source *source = reader->pass->model->source;
+    const struct qf_views_source *source = reader->pass->model->source;
     uint64_t end = shard->size - off < SEGMENT_SIZE ? shard->size : off + SEGMENT_SIZE;
     if (reader->open != shard) {
         close_shard(reader);
@@ -294,7 +290,7 @@ static int read_segment(struct reader *reader, struct qf_warm_shard *shard,
     }
     while (off < end && !stopped(warm)) {
         size_t size = end - off < READ_SIZE ? (size_t)(end - off) : READ_SIZE;
-        ssize_t n = source->ops->read(&reader->file, reader->buffer, size, off);
+        ssize_t n = source->ops->read(&reader->file, reader->buffer, size, off, true);
         if (n <= 0)
             return n < 0 ? (int)n : -EIO;
         off += (uint64_t)n;
@@ -303,14 +299,14 @@ static int read_segment(struct reader *reader, struct qf_warm_shard *shard,
     return 0;
 }
 
-static void run_reader(struct qf_task *task)
+static void run_reader(void *arg, unsigned index)
 {
-    struct reader *reader = (struct reader *)task;
-    struct pass *pass = reader->pass;
+    struct pass *pass = arg;
+    struct reader reader = {.pass = pass, .buffer = pass->buffers + index * READ_SIZE};
     struct qf_warm_shard *shard;
     uint64_t off;
     while (take_segment(pass, &shard, &off)) {
-        int rc = read_segment(reader, shard, off);
+        int rc = read_segment(&reader, shard, off);
         if (rc == 0)
             continue;
         pthread_mutex_lock(&pass->lock);
@@ -320,35 +316,22 @@ static void run_reader(struct qf_task *task)
         if (first)
             qf_warm_fail(pass->warm, shard->path, rc);
     }
-    close_shard(reader);
-    pthread_mutex_lock(&pass->lock);
-    pass->running--;
-    pthread_cond_signal(&pass->ended);
-    pthread_mutex_unlock(&pass->lock);
+    close_shard(&reader);
 }
 
-static void wait_for_readers(struct pass *pass)
+static void tick(void *arg)
 {
-    struct qf_warm *warm = pass->warm;
-    pthread_mutex_lock(&pass->lock);
-    while (pass->running > 0) {
-        int64_t until_ms = qf_clock_ms() + TICK_MS;
-        struct timespec until = {.tv_sec = until_ms / 1000,
-                                 .tv_nsec = until_ms % 1000 * 1000000};
-        pthread_cond_timedwait(&pass->ended, &pass->lock, &until);
-        pthread_mutex_unlock(&pass->lock);
-        qf_warm_tell_troubles(warm);
-        qf_progress_update(&warm->progress, atomic_load(&warm->bytes));
-        pthread_mutex_lock(&pass->lock);
-    }
-    pthread_mutex_unlock(&pass->lock);
+    struct pass *pass = arg;
+    qf_warm_tell_troubles(pass->warm);
+    qf_progress_update(&pass->warm->progress, atomic_load(&pass->warm->bytes));
 }
 
-static void count_since(struct qf_warm_model *model, const struct qf_warm_counts *then)
+static void count_since(struct qf_warm_model *model,
+                        const struct qf_source_counts *then)
 {
-    struct qf_warm_counts now;
+    struct qf_source_counts now;
     model->source->ops->counts(model->source, &now);
-    model->counts = (struct qf_warm_counts){
+    model->counts = (struct qf_source_counts){
         .chunks_encoded = now.chunks_encoded - then->chunks_encoded,
         .cache_hits = now.cache_hits - then->cache_hits,
         .evictions = now.evictions - then->evictions,
@@ -356,35 +339,25 @@ static void count_since(struct qf_warm_model *model, const struct qf_warm_counts
     };
 }
 
-static void run_model(struct qf_warm *warm, struct qf_warm_model *model, qf_pool *pool,
-                      struct reader *readers)
+static int run_model(struct qf_warm *warm, struct qf_warm_model *model, char *buffers)
 {
-    struct pass pass = {.warm = warm, .model = model, .running = warm->jobs};
-    struct qf_warm_counts then;
+    struct pass pass = {.warm = warm, .model = model, .buffers = buffers};
+    struct qf_source_counts then;
     int64_t start_ms = qf_clock_ms();
     uint64_t start_bytes = atomic_load(&warm->bytes);
     model->source->ops->counts(model->source, &then);
     for (size_t i = 0; i < model->shard_count; i++)
         if (model->shards[i].sealed)
             atomic_fetch_add(&warm->bytes, model->shards[i].size);
-    pthread_condattr_t monotonic;
-    pthread_condattr_init(&monotonic);
-    pthread_condattr_setclock(&monotonic, CLOCK_MONOTONIC);
     pthread_mutex_init(&pass.lock, NULL);
-    pthread_cond_init(&pass.ended, &monotonic);
-    pthread_condattr_destroy(&monotonic);
-    for (unsigned i = 0; i < warm->jobs; i++) {
-        readers[i].pass = &pass;
-        qf_pool_submit(pool, &readers[i].task);
-    }
-    wait_for_readers(&pass);
-    pthread_cond_destroy(&pass.ended);
+    int rc = qf_crew_run(warm->jobs, run_reader, tick, &pass);
     pthread_mutex_destroy(&pass.lock);
     model->source->ops->settle(model->source);
     count_since(model, &then);
     model->bytes = atomic_load(&warm->bytes) - start_bytes;
     model->seconds = (double)(qf_clock_ms() - start_ms) / 1000;
     qf_warm_tell_troubles(warm);
+    return rc;
 }
 
 static uint64_t bytes_of(const struct qf_warm *warm)
@@ -398,23 +371,14 @@ static uint64_t bytes_of(const struct qf_warm *warm)
 
 int qf_warm_run(struct qf_warm *warm, FILE *progress_to)
 {
-    qf_pool *pool = NULL;
-    struct reader *readers = calloc(warm->jobs, sizeof *readers);
     char *buffers = malloc(warm->jobs * READ_SIZE);
-    int rc =
-        readers != NULL && buffers != NULL ? qf_pool_new(warm->jobs, &pool) : -ENOMEM;
+    int rc = buffers != NULL ? 0 : -ENOMEM;
     if (rc != 0)
-        goto out;
-    for (unsigned i = 0; i < warm->jobs; i++)
-        readers[i] =
-            (struct reader){.task.run = run_reader, .buffer = buffers + i * READ_SIZE};
+        return rc;
     qf_progress_start(&warm->progress, progress_to, "warming", bytes_of(warm));
-    for (size_t i = 0; i < warm->model_count && !stopped(warm); i++)
-        run_model(warm, &warm->models[i], pool, readers);
+    for (size_t i = 0; i < warm->model_count && !stopped(warm) && rc == 0; i++)
+        rc = run_model(warm, &warm->models[i], buffers);
     qf_progress_end(&warm->progress, atomic_load(&warm->bytes));
-out:
-    qf_pool_free(pool);
     free(buffers);
-    free(readers);
     return rc;
 }

@@ -15,7 +15,7 @@
 #include "base/buf.h"
 #include "base/err.h"
 #include "cli/progress.h"
-#include "cli/stack.h"
+#include "cli/source.h"
 #include "view/names.h"
 
 #ifdef __cplusplus
@@ -24,50 +24,6 @@ extern "C" {
 
 #define QF_WARM_JOBS_DEFAULT 4u
 #define QF_WARM_JOBS_MAX     256u
-
-/* Sums since the server was started. */
-struct qf_warm_counts {
-    uint64_t chunks_encoded;
-    uint64_t cache_hits; /* records found in the cache */
-    uint64_t evictions;
-    uint64_t dropped; /* records that the cache did not keep */
-};
-
-/* A shard that is open. */
-struct qf_warm_file {
-    uint64_t size;
-    bool sealed; /* the cache has it whole: there is nothing to read */
-    int fd;
-    uint64_t id;
-    struct qf_file *file;
-};
-
-/* Where shards are read: through a mount, or from a stack of our own. Calls are
- * thread-safe. */
-struct qf_warm_source {
-    const struct qf_warm_source_ops *ops;
-    const struct qf_stack *stack; /* of ours; NULL: */
-    const char *top;              /* of a mount */
-};
-
-struct qf_warm_source_ops {
-    /* Calls `each` for every entry until it returns non-zero, which is returned.
-     * -ENOTDIR for a file. */
-    int (*list)(const struct qf_warm_source *source, const char *path,
-                int (*each)(void *arg, const char *name, bool is_dir), void *arg);
-    /* -ENODATA: no view shard, so nothing of it is encoded. */
-    int (*open)(const struct qf_warm_source *source, const char *path,
-                struct qf_warm_file *out);
-    /* Bytes read, 0 at the end. */
-    ssize_t (*read)(struct qf_warm_file *file, void *buf, size_t size, uint64_t off);
-    void (*close)(const struct qf_warm_source *source, struct qf_warm_file *file);
-    /* Waits until what was encoded is in the cache. */
-    void (*settle)(const struct qf_warm_source *source);
-    void (*counts)(const struct qf_warm_source *source, struct qf_warm_counts *out);
-};
-
-extern const struct qf_warm_source_ops qf_warm_mount_ops;
-extern const struct qf_warm_source_ops qf_warm_stack_ops;
 
 struct qf_warm_shard {
     char *path; /* for the source; owned */
@@ -78,13 +34,13 @@ struct qf_warm_shard {
 
 /* The shards of one directory in one view. */
 struct qf_warm_model {
-    const struct qf_warm_source *source;
+    const struct qf_views_source *source;
     char *path; /* as it is told; owned */
     char view[QF_VIEW_NAME_SIZE];
     size_t shard_count;
     struct qf_warm_shard *shards;
     uint64_t bytes; /* read, or found sealed */
-    struct qf_warm_counts counts;
+    struct qf_source_counts counts;
     double seconds;
 };
 
@@ -110,7 +66,7 @@ void qf_warm_fini(struct qf_warm *warm);
 
 /* Adds what is at and below `path` of the source; tell_skip: so many bytes of a path
  * are not told. What cannot be read is a trouble, not an error. -ENOMEM. */
-int qf_warm_add(struct qf_warm *warm, const struct qf_warm_source *source,
+int qf_warm_add(struct qf_warm *warm, const struct qf_views_source *source,
                 const char *view, const char *path, size_t tell_skip) QF_MUST_CHECK;
 /* Notes that something failed. */
 void qf_warm_fail(struct qf_warm *warm, const char *path, int rc);

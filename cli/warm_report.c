@@ -7,7 +7,7 @@
 
 struct sums {
     uint64_t shards, bytes;
-    struct qf_warm_counts counts;
+    struct qf_source_counts counts;
 };
 
 static struct sums sum(const struct qf_warm *warm)
@@ -26,7 +26,7 @@ static struct sums sum(const struct qf_warm *warm)
 }
 
 static void append_numbers(struct qf_buf *out, uint64_t shards, uint64_t bytes,
-                           const struct qf_warm_counts *counts, double seconds)
+                           const struct qf_source_counts *counts, double seconds)
 {
     qf_buf_appendf(out,
                    "\"shards\": %" PRIu64 ", \"bytes\": %" PRIu64

@@ -6,7 +6,7 @@
  * The store is asked before an entry is made, so hits leave no trace here, and once
  * more by the owner of an entry before it encodes: a chunk that the store has is never
  * encoded again. */
-#include "engine/chunk.h"
+#include "engine/chunk_table.h"
 
 #include <assert.h>
 #include <stdlib.h>
@@ -17,137 +17,12 @@
 
 /* Work that nobody waits for may take this share of the memory; readers the rest. */
 #define PREFETCH_PERCENT 75
-/* Above this, records that nobody uses are let go. */
-#define IDLE_PERCENT 50
 /* Bytes on their way to the store, below what it queues before it drops. */
 #define STORING_MAX          (QF_CACHE_QUEUE_SIZE_MAX / 2)
 #define STORE_WAIT_MS        100
 #define STORE_WAIT_WORKER_MS 30000
 /* Jobs that a backend gets at a time, at most. */
 #define BATCH_MAX 32u
-
-enum chunk_state { CHUNK_QUEUED, CHUNK_ENCODING, CHUNK_READY, CHUNK_FAILED };
-
-struct qf_chunk {
-    struct qf_task task; /* while QUEUED */
-    struct qf_hash128 key;
-    struct qf_chunk *bucket_next;
-    struct qf_chunk *idle_prev, *idle_next;
-    struct qf_chunk *queue_prev, *queue_next; /* while QUEUED */
-    qf_engine *engine;
-    qf_shard_file *file; /* a reference, until encoded */
-    struct qf_record_id id;
-    enum chunk_state state;
-    bool idle;     /* in the idle list */
-    bool in_table; /* in a bucket */
-    bool loaded;   /* from the store, instead of encoded; final before READY */
-    int rc;
-    uint32_t refs; /* users; the table itself holds none */
-    pthread_cond_t changed;
-    void *data;
-    size_t size;
-};
-
-/* ---- the table; all of this with the lock held ---- */
-
-static struct qf_chunk **bucket_of(struct qf_chunk_table *table, struct qf_hash128 key)
-{
-    return &table->buckets[key.low % QF_CHUNK_BUCKETS];
-}
-
-static struct qf_chunk *table_find(struct qf_chunk_table *table, struct qf_hash128 key)
-{
-    struct qf_chunk *chunk = *bucket_of(table, key);
-    while (chunk != NULL && !qf_hash128_eq(chunk->key, key))
-        chunk = chunk->bucket_next;
-    return chunk;
-}
-
-static void table_remove(struct qf_chunk_table *table, struct qf_chunk *chunk)
-{
-    struct qf_chunk **link = bucket_of(table, chunk->key);
-    while (*link != chunk)
-        link = &(*link)->bucket_next;
-    *link = chunk->bucket_next;
-    chunk->in_table = false;
-}
-
-static void idle_remove(struct qf_chunk_table *table, struct qf_chunk *chunk)
-{
-    if (chunk->idle_prev != NULL)
-        chunk->idle_prev->idle_next = chunk->idle_next;
-    else
-        table->idle_head = chunk->idle_next;
-    if (chunk->idle_next != NULL)
-        chunk->idle_next->idle_prev = chunk->idle_prev;
-    else
-        table->idle_tail = chunk->idle_prev;
-    chunk->idle = false;
-}
-
-static void idle_append(struct qf_chunk_table *table, struct qf_chunk *chunk)
-{
-    chunk->idle_prev = table->idle_tail;
-    chunk->idle_next = NULL;
-    if (table->idle_tail != NULL)
-        table->idle_tail->idle_next = chunk;
-    else
-        table->idle_head = chunk;
-    table->idle_tail = chunk;
-    chunk->idle = true;
-}
-
-static void queue_append(struct qf_chunk_table *table, struct qf_chunk *chunk)
-{
-    chunk->queue_prev = table->queue_tail;
-    chunk->queue_next = NULL;
-    if (table->queue_tail != NULL)
-        table->queue_tail->queue_next = chunk;
-    else
-        table->queue_head = chunk;
-    table->queue_tail = chunk;
-    table->queued_size += chunk->size;
-    table->queued_count++;
-}
-
-static void queue_remove(struct qf_chunk_table *table, struct qf_chunk *chunk)
-{
-    if (chunk->queue_prev != NULL)
-        chunk->queue_prev->queue_next = chunk->queue_next;
-    else
-        table->queue_head = chunk->queue_next;
-    if (chunk->queue_next != NULL)
-        chunk->queue_next->queue_prev = chunk->queue_prev;
-    else
-        table->queue_tail = chunk->queue_prev;
-    table->queued_size -= chunk->size;
-    table->queued_count--;
-}
-
-static void chunk_ref(struct qf_chunk_table *table, struct qf_chunk *chunk)
-{
-    if (chunk->idle)
-        idle_remove(table, chunk);
-    chunk->refs++;
-}
-
-/* Records that nobody uses go as long as more memory is in use than they may fill. */
-static struct qf_chunk *idle_victims(qf_engine *engine)
-{
-    struct qf_chunk_table *table = &engine->chunks;
-    struct qf_chunk *victims = NULL;
-    uint64_t excess = qf_memory_excess(&engine->memory, IDLE_PERCENT);
-    uint64_t freed = 0;
-    while (table->idle_head != NULL && freed < excess) {
-        struct qf_chunk *chunk = table->idle_head;
-        idle_remove(table, chunk);
-        table_remove(table, chunk);
-        freed += qf_memory_cost(chunk->size);
-        chunk->bucket_next = victims;
-        victims = chunk;
-    }
-    return victims;
-}
 
 /* ---- entries ---- */
 
@@ -176,8 +51,8 @@ static void chunk_unref(qf_engine *engine, struct qf_chunk *chunk)
     struct qf_chunk *victims = NULL;
     if (--chunk->refs == 0) {
         if (chunk->in_table) {
-            idle_append(table, chunk);
-            victims = idle_victims(engine);
+            qf_chunk_table_idle(table, chunk);
+            victims = qf_chunk_table_victims(engine, false);
         } else {
             chunk->bucket_next = NULL;
             victims = chunk;
@@ -210,14 +85,6 @@ static struct qf_chunk *chunk_new(qf_shard_file *file, struct qf_record_id id,
     return chunk;
 }
 
-static void table_insert(struct qf_chunk_table *table, struct qf_chunk *chunk)
-{
-    struct qf_chunk **bucket = bucket_of(table, chunk->key);
-    chunk->bucket_next = *bucket;
-    *bucket = chunk;
-    chunk->in_table = true;
-}
-
 /* ---- encoding ---- */
 
 static int read_source(void *ctx, void *buf, size_t size, uint64_t off)
@@ -237,11 +104,12 @@ static void account_source(void *ctx, size_t size)
     atomic_fetch_add(&chunk->engine->count.source_bytes_read, size);
 }
 
-static void put_finished(void *arg)
+static void put_finished(void *arg, bool lasting)
 {
     struct qf_chunk *chunk = arg;
     qf_engine *engine = chunk->engine;
     pthread_mutex_lock(&engine->chunks.lock);
+    chunk->stored = lasting; /* in use, so in no list */
     engine->chunks.storing_size -= chunk->size;
     pthread_cond_broadcast(&engine->chunks.stored);
     pthread_mutex_unlock(&engine->chunks.lock);
@@ -282,7 +150,7 @@ static void store_record(qf_shard_file *file, struct qf_chunk *chunk, bool worke
     pthread_mutex_lock(&engine->chunks.lock);
     bool wanted = wait_for_store(engine, chunk->size, worker || engine->storing_first);
     if (wanted) {
-        chunk_ref(&engine->chunks, chunk);
+        qf_chunk_table_ref(&engine->chunks, chunk);
         engine->chunks.storing_size += chunk->size;
     }
     pthread_mutex_unlock(&engine->chunks.lock);
@@ -303,7 +171,7 @@ static void publish(struct qf_chunk *chunk, int rc)
     chunk->rc = rc;
     chunk->state = rc == 0 ? CHUNK_READY : CHUNK_FAILED;
     if (rc != 0)
-        table_remove(table, chunk);
+        qf_chunk_table_remove(table, chunk);
     chunk->file = NULL;
     pthread_cond_broadcast(&chunk->changed);
     pthread_mutex_unlock(&table->lock);
@@ -324,7 +192,7 @@ static void run_seal(struct qf_chunk *chunk, bool worker)
     if (chunk->data != NULL) {
         loaded = qf_seal_load(file, chunk->id.tensor, chunk->data);
         rc = loaded ? 0 : qf_seal_make(file, chunk->id.tensor, chunk->data);
-        chunk->loaded = loaded;
+        chunk->loaded = chunk->stored = loaded;
     }
     rc = checked(file, rc);
     publish(chunk, rc);
@@ -375,7 +243,7 @@ static bool load_stored(struct qf_chunk *chunk)
         return false;
     memcpy(chunk->data, record.data, chunk->size);
     qf_store_release(chunk->engine->store, &record.value);
-    chunk->loaded = true;
+    chunk->loaded = chunk->stored = true;
     return true;
 }
 
@@ -422,7 +290,7 @@ static bool start_queued(struct qf_chunk *chunk)
         return false;
     chunk->state = CHUNK_ENCODING;
     chunk->engine->chunks.encoding_count++;
-    queue_remove(&chunk->engine->chunks, chunk);
+    qf_chunk_list_remove(&chunk->engine->chunks.queue, chunk);
     return true;
 }
 
@@ -449,9 +317,9 @@ static void run_encoding(struct qf_chunk *chunk, bool worker)
     size_t want = qf_backend_batch(engine->backend);
     size_t count = 1;
     pthread_mutex_lock(&table->lock);
-    while (count < want && count < BATCH_MAX && table->queue_head != NULL) {
-        struct qf_chunk *next = table->queue_head;
-        chunk_ref(table, next);
+    while (count < want && count < BATCH_MAX && table->queue.head != NULL) {
+        struct qf_chunk *next = table->queue.head;
+        qf_chunk_table_ref(table, next);
         start_queued(next);
         batch[count++] = next;
     }
@@ -491,12 +359,7 @@ void qf_chunks_init(struct qf_chunk_table *table)
 void qf_chunks_fini(qf_engine *engine)
 {
     struct qf_chunk_table *table = &engine->chunks;
-    while (table->idle_head != NULL) {
-        struct qf_chunk *chunk = table->idle_head;
-        idle_remove(table, chunk);
-        table_remove(table, chunk);
-        chunk_free(engine, chunk);
-    }
+    free_victims(engine, qf_chunk_table_victims(engine, true));
     for (size_t i = 0; i < QF_CHUNK_BUCKETS; i++)
         assert(table->buckets[i] == NULL);
     pthread_cond_destroy(&table->stored);
@@ -536,9 +399,9 @@ size_t qf_record_size(const qf_shard_file *file, struct qf_record_id id)
 static struct qf_chunk *ready_entry(qf_engine *engine, struct qf_hash128 key)
 {
     pthread_mutex_lock(&engine->chunks.lock);
-    struct qf_chunk *chunk = table_find(&engine->chunks, key);
+    struct qf_chunk *chunk = qf_chunk_table_find(&engine->chunks, key);
     if (chunk != NULL && chunk->state == CHUNK_READY)
-        chunk_ref(&engine->chunks, chunk);
+        qf_chunk_table_ref(&engine->chunks, chunk);
     else
         chunk = NULL;
     pthread_mutex_unlock(&engine->chunks.lock);
@@ -581,15 +444,15 @@ static struct qf_chunk *claim(qf_shard_file *file, struct qf_record_id id, bool 
     struct qf_chunk_table *table = &file->engine->chunks;
     struct qf_hash128 key = qf_record_key(file, id, 0);
     pthread_mutex_lock(&table->lock);
-    struct qf_chunk *chunk = table_find(table, key);
+    struct qf_chunk *chunk = qf_chunk_table_find(table, key);
     *mine = false;
     if (chunk != NULL) {
-        chunk_ref(table, chunk);
+        qf_chunk_table_ref(table, chunk);
         *mine = start_queued(chunk);
     } else {
         chunk = chunk_new(file, id, key, CHUNK_ENCODING);
         if (chunk != NULL) {
-            table_insert(table, chunk);
+            qf_chunk_table_insert(table, chunk);
             table->encoding_count++;
             *mine = true;
         }
@@ -643,7 +506,7 @@ static bool known(qf_shard_file *file, struct qf_record_id id, struct qf_hash128
 {
     qf_engine *engine = file->engine;
     pthread_mutex_lock(&engine->chunks.lock);
-    bool found = table_find(&engine->chunks, key) != NULL;
+    bool found = qf_chunk_table_find(&engine->chunks, key) != NULL;
     pthread_mutex_unlock(&engine->chunks.lock);
     struct qf_record record;
     if (!found && from_store(engine, key, qf_record_size(file, id), &record)) {
@@ -663,12 +526,13 @@ bool qf_record_prefetch(qf_shard_file *file, struct qf_record_id id)
     pthread_mutex_lock(&engine->chunks.lock);
     struct qf_chunk *chunk = NULL;
     uint64_t room = qf_memory_room(&engine->memory, PREFETCH_PERCENT);
-    uint64_t wanted = engine->chunks.queued_size + qf_record_size(file, id);
-    if (wanted <= room && table_find(&engine->chunks, key) == NULL)
+    uint64_t wanted =
+        engine->chunks.queue.cost + qf_memory_cost(qf_record_size(file, id));
+    if (wanted <= room && qf_chunk_table_find(&engine->chunks, key) == NULL)
         chunk = chunk_new(file, id, key, CHUNK_QUEUED);
     if (chunk != NULL) {
-        table_insert(&engine->chunks, chunk);
-        queue_append(&engine->chunks, chunk);
+        qf_chunk_table_insert(&engine->chunks, chunk);
+        qf_chunk_list_append(&engine->chunks.queue, chunk);
     }
     pthread_mutex_unlock(&engine->chunks.lock);
     if (chunk != NULL)

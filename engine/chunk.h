@@ -9,7 +9,8 @@
  *
  * One owner encodes, everybody else waits for it. A READY record stays in memory while
  * somebody uses it (readers, the store's writer) and then, least recently used first to
- * go, as long as there is room. */
+ * go, as long as there is room; not for long when the store has it, too: encoding into
+ * memory that was used before is cheaper than into fresh pages. */
 #ifndef QF_ENGINE_CHUNK_H
 #define QF_ENGINE_CHUNK_H
 
@@ -33,19 +34,22 @@ extern "C" {
 
 #define QF_CHUNK_BUCKETS 1024
 
+struct qf_chunk_list {
+    struct qf_chunk *head, *tail;
+    uint64_t count;
+    uint64_t cost; /* bytes of memory that they take, or will take */
+};
+
 struct qf_chunk_table {
     pthread_mutex_t lock;
     struct qf_chunk *buckets[QF_CHUNK_BUCKETS];
-    struct qf_chunk *idle_head; /* READY, unused: least recently used first */
-    struct qf_chunk *idle_tail;
-    struct qf_chunk *queue_head; /* QUEUED, in the order in which they were asked for */
-    struct qf_chunk *queue_tail;
-    uint64_t queued_size; /* bytes that QUEUED entries will need */
-    uint64_t queued_count;
-    uint64_t encoding_count; /* owned by somebody, until handed to the store */
-    uint64_t waiting_count;  /* readers that wait for an owner */
-    uint64_t storing_size;   /* bytes on their way to the store */
-    pthread_cond_t stored;   /* storing_size has fallen */
+    struct qf_chunk_list idle_only;   /* READY, unused: least recently used first */
+    struct qf_chunk_list idle_stored; /* the same, of records that the store has */
+    struct qf_chunk_list queue; /* QUEUED, in the order in which they were asked for */
+    uint64_t encoding_count;    /* owned by somebody, until handed to the store */
+    uint64_t waiting_count;     /* readers that wait for an owner */
+    uint64_t storing_size;      /* bytes on their way to the store */
+    pthread_cond_t stored;      /* storing_size has fallen */
 };
 
 struct qf_engine_counters {

@@ -57,7 +57,7 @@ void qf_engine_stats(const qf_engine *engine, struct qf_engine_stats *out)
     pthread_mutex_lock(&e->chunks.lock);
     *out = (struct qf_engine_stats){
         .backend_name = qf_backend_name(e->backend),
-        .chunks_queued = e->chunks.queued_count,
+        .chunks_queued = e->chunks.queue.count,
         .chunks_encoding = e->chunks.encoding_count,
         .readers_waiting = e->chunks.waiting_count,
         .storing_bytes = e->chunks.storing_size,

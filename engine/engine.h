@@ -104,6 +104,8 @@ void qf_shard_file_close(qf_shard_file *file);
  * Borrowed until the shard file is closed. Who reads it does without the check whether
  * the source has changed. */
 int qf_shard_file_sealed_fd(const qf_shard_file *file);
+/* XXH3-64 of the whole shard's bytes, known of a sealed file only. -ENODATA. */
+int qf_shard_file_digest(const qf_shard_file *file, uint64_t *out) QF_MUST_CHECK;
 
 /* One read's bytes, as pieces in memory that belong to others. */
 struct qf_read;

@@ -1,10 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Records are at most about a megabyte and most of them of one size, so free lists by
- * multiples of 16 KiB hold them with little waste; what is larger (a big tensor's seal)
- * goes to the system each time. Idle buffers are bounded.
- *
- * Records for a backend that writes them by itself lie in slabs (slabs.h) as long as
- * the limit has room for slabs; both kinds count the same. */
+/* Records lie in slabs (slabs.h) as long as the limit has room for slabs. Everything
+ * else is at most about a megabyte and most of it of one size, so free lists by
+ * multiples of 16 KiB hold it with little waste; what is larger (a big tensor's seal)
+ * goes to the system each time. Idle buffers are bounded. Both kinds count the same. */
 #include "engine/memory.h"
 
 #include <assert.h>

@@ -24,7 +24,7 @@ struct qf_memory {
     uint64_t peak;
     uint64_t idle; /* bytes in free lists */
     struct qf_memory_block *free[QF_MEMORY_CLASSES];
-    struct qf_slabs slabs; /* records, for a backend that wants them pinned */
+    struct qf_slabs slabs; /* records */
 };
 
 /* backend (borrowed, until qf_memory_fini) may be NULL. */
@@ -34,8 +34,8 @@ void qf_memory_fini(struct qf_memory *memory);
 /* 64-byte aligned; NULL when the system has no more. Does not refuse at the limit: who
  * must not pass it asks qf_memory_room first. */
 void *qf_memory_get(struct qf_memory *memory, size_t size);
-/* The same, for records that the backend will fill: in memory that it was told of
- * (qf_backend_pin) if it wants that and such memory is to be had. */
+/* The same, for records that the backend will fill: in a slab, of which the backend was
+ * told (qf_backend_pin), if there is room. */
 void *qf_memory_get_record(struct qf_memory *memory, size_t size);
 /* `size` as it was asked for; of either kind. */
 void qf_memory_put(struct qf_memory *memory, void *data, size_t size);

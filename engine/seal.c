@@ -103,31 +103,36 @@ int qf_seal_make(qf_shard_file *file, uint32_t tensor, void *out)
 
 struct pieces {
     _Atomic size_t left;
-    void (*done)(void *arg);
+    atomic_bool lasting; /* every one so far */
+    qf_store_done *done;
     void *arg;
 };
 
-static void piece_done(void *arg)
+static void piece_done(void *arg, bool lasting)
 {
     struct pieces *pieces = arg;
+    if (!lasting)
+        atomic_store(&pieces->lasting, false);
     if (atomic_fetch_sub(&pieces->left, 1) != 1)
         return;
-    pieces->done(pieces->arg);
+    pieces->done(pieces->arg, atomic_load(&pieces->lasting));
     free(pieces);
 }
 
 void qf_seal_store(qf_shard_file *file, uint32_t tensor, const void *data,
-                   void (*done)(void *arg), void *arg)
+                   qf_store_done *done, void *arg)
 {
     struct qf_record_id id = {tensor, QF_KEY_SEAL};
     size_t size = qf_record_size(file, id);
     struct pieces *pieces = malloc(sizeof *pieces);
     if (pieces == NULL) {
-        done(arg);
+        done(arg, false);
         return;
     }
-    *pieces =
-        (struct pieces){.left = qf_seal_pieces(file, tensor), .done = done, .arg = arg};
+    *pieces = (struct pieces){.left = qf_seal_pieces(file, tensor),
+                              .lasting = true,
+                              .done = done,
+                              .arg = arg};
     for (size_t off = 0; off < size; off += PIECE_SIZE)
         qf_store_put(file->engine->store, qf_record_key(file, id, off / PIECE_SIZE),
                      file->origin, (const char *)data + off, piece_size(size, off),

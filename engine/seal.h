@@ -21,7 +21,7 @@ int qf_seal_make(qf_shard_file *file, uint32_t tensor, void *out) QF_MUST_CHECK;
 /* Queues it for the store; done(arg) is called once, when `data` is no longer needed.
  */
 void qf_seal_store(qf_shard_file *file, uint32_t tensor, const void *data,
-                   void (*done)(void *arg), void *arg);
+                   qf_store_done *done, void *arg);
 
 #ifdef __cplusplus
 }

@@ -141,6 +141,13 @@ int qf_shard_file_sealed_fd(const qf_shard_file *file)
     return atomic_load(&file->sealed.broken) ? -1 : atomic_load(&file->sealed.fd);
 }
 
+int qf_shard_file_digest(const qf_shard_file *file, uint64_t *out)
+{
+    bool known = qf_shard_file_sealed_fd(file) >= 0 &&
+                 qf_store_file_digest(file->engine->store, file->sealed.key, out) == 0;
+    return known ? 0 : -ENODATA;
+}
+
 bool qf_sealed_read(qf_shard_file *file, void *buf, size_t size, uint64_t off)
 {
     int fd = qf_shard_file_sealed_fd(file);

@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A device reaches host memory only where it is registered, and registering costs a
- * call of the driver: so it is done for 16 MiB at a time. A slab is cut into units of
- * 16 KiB, with a bit for each; a record takes the first run of units that is long
- * enough, in the slab of the lowest address that has one. Records of all sizes share
- * slabs that way, and the slabs at the end of the list run empty and can be given back.
+/* Fresh pages cost as much as encoding into them, in faults for the most part; with
+ * huge pages there are few. A device reaches host memory only where it is registered,
+ * and registering costs a call of the driver. So both are done for 16 MiB at a time. A
+ * slab is cut into units of 16 KiB, with a bit for each; a record takes the first run
+ * of units that is long enough, in the slab of the lowest address that has one. Records
+ * of all sizes share slabs that way, and the slabs at the end of the list run empty and
+ * can be given back.
  *
  * Whether the pages are pinned at a given time is the backend's business: it unpins
  * them when it gives its device back, and pins them again when a record is encoded. A
@@ -163,8 +165,7 @@ static struct qf_slab *remove_excess(struct qf_slabs *slabs)
 
 void qf_slabs_init(struct qf_slabs *slabs, qf_backend *backend, uint64_t limit)
 {
-    bool wanted = backend != NULL && backend->ops->pin != NULL;
-    *slabs = (struct qf_slabs){.backend = wanted ? backend : NULL, .limit = limit};
+    *slabs = (struct qf_slabs){.backend = backend, .limit = limit};
     pthread_mutex_init(&slabs->lock, NULL);
 }
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Memory for records that a device writes into directly: large mappings of which the
- * backend is told once (qf_backend_pin), and records carved from them. Thread-safe. */
+/* Memory for records: large mappings on huge pages, of which the backend is told once
+ * (qf_backend_pin), and records carved from them. Thread-safe. */
 #ifndef QF_ENGINE_SLABS_H
 #define QF_ENGINE_SLABS_H
 
@@ -34,7 +34,7 @@ struct qf_slabs {
     uint64_t mapped; /* bytes, those included that are being made */
 };
 
-/* A backend that does not care for pinned memory, or NULL: no slabs. */
+/* backend NULL: no slabs. */
 void qf_slabs_init(struct qf_slabs *slabs, qf_backend *backend, uint64_t limit);
 /* Everything must have been returned. */
 void qf_slabs_fini(struct qf_slabs *slabs);

@@ -8,7 +8,6 @@
  * is read twice at once. */
 #include "fs/catalog.h"
 
-#include <assert.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stdlib.h>
@@ -17,17 +16,33 @@
 
 #include "base/clock.h"
 #include "base/hash.h"
+#include "base/limits.h"
 #include "base/log.h"
+#include "view/overrides.h"
 
 #define BUCKETS 512
 
-struct qf_snapshot {
+/* What was read of a directory. */
+struct model {
     _Atomic uint32_t refs;
     struct qf_model *model;
-    const struct qf_view *views; /* what its variants are made with */
-    pthread_mutex_t lock;        /* while a variant is made */
-    struct qf_variant *variants[QF_VIEWS_MAX];
-    _Atomic uint64_t weight; /* estimated bytes */
+};
+
+struct qf_snapshot {
+    _Atomic uint32_t refs;
+    struct model *model; /* a reference */
+    struct qf_variant *variant;
+};
+
+/* One state of a directory, and its variants: those used last at the end. */
+struct state {
+    _Atomic uint32_t refs;
+    struct model *model;  /* a reference */
+    uint64_t policy;      /* number of the one its variants are made with, or later */
+    pthread_mutex_t lock; /* while a variant is looked for and made */
+    size_t count;
+    qf_snapshot *variants[QF_VARIANTS_MAX]; /* references */
+    _Atomic uint64_t weight;                /* estimated bytes */
 };
 
 struct entry {
@@ -36,15 +51,14 @@ struct entry {
     uint32_t users; /* guarded by the catalog's lock */
     char *path;
     pthread_mutex_t lock;
-    qf_snapshot *snapshot; /* a reference */
+    struct state *state; /* a reference */
     int64_t checked_ms;
     uint64_t weight; /* as counted in the catalog */
 };
 
 struct qf_catalog {
     const qf_root *root;
-    const struct qf_view *_Atomic views;
-    size_t view_count;
+    struct qf_views *views;
     uint64_t memory_limit;
     pthread_mutex_t lock;
     struct entry *buckets[BUCKETS];
@@ -53,17 +67,34 @@ struct qf_catalog {
     _Atomic uint64_t models_loaded, header_bytes_read;
 };
 
-/* ---- snapshots ---- */
+/* ---- what is shared ---- */
+
+static void model_release(struct model *model)
+{
+    if (model == NULL || atomic_fetch_sub(&model->refs, 1) != 1)
+        return;
+    qf_model_free(model->model);
+    free(model);
+}
 
 void qf_snapshot_release(qf_snapshot *snapshot)
 {
     if (snapshot == NULL || atomic_fetch_sub(&snapshot->refs, 1) != 1)
         return;
-    for (size_t i = 0; i < QF_VIEWS_MAX; i++)
-        qf_variant_free(snapshot->variants[i]);
-    qf_model_free(snapshot->model);
-    pthread_mutex_destroy(&snapshot->lock);
+    qf_variant_free(snapshot->variant);
+    model_release(snapshot->model);
     free(snapshot);
+}
+
+static void state_release(struct state *state)
+{
+    if (state == NULL || atomic_fetch_sub(&state->refs, 1) != 1)
+        return;
+    for (size_t i = 0; i < state->count; i++)
+        qf_snapshot_release(state->variants[i]);
+    model_release(state->model);
+    pthread_mutex_destroy(&state->lock);
+    free(state);
 }
 
 static uint64_t header_bytes(const struct qf_model *model)
@@ -75,32 +106,46 @@ static uint64_t header_bytes(const struct qf_model *model)
     return sum;
 }
 
-static int snapshot_load(qf_catalog *catalog, const char *path, qf_snapshot **out)
+/* Takes the model. */
+static int state_new(struct qf_model *model, struct state **out)
+{
+    struct state *state = calloc(1, sizeof *state);
+    struct model *shared = calloc(1, sizeof *shared);
+    if (state == NULL || shared == NULL) {
+        free(state);
+        free(shared);
+        qf_model_free(model);
+        return -ENOMEM;
+    }
+    *shared = (struct model){.refs = 1, .model = model};
+    atomic_store(&state->refs, 1);
+    state->model = shared;
+    pthread_mutex_init(&state->lock, NULL);
+    atomic_store(&state->weight, 4096 + 2 * header_bytes(model) + model->config_size);
+    *out = state;
+    return 0;
+}
+
+static int state_load(qf_catalog *catalog, const char *path, struct state **out)
 {
     struct qf_err err = {""};
     struct qf_model *model;
+    uint64_t policy = qf_views_policy(catalog->views);
     int rc = qf_model_load(catalog->root, path, &model, &err);
     if (rc != 0) {
         qf_log_repeated(QF_LOG_WARN, path, "%s",
                         err.text[0] != '\0' ? err.text : strerror(-rc));
         return rc;
     }
-    qf_snapshot *snapshot = calloc(1, sizeof *snapshot);
-    if (snapshot == NULL) {
-        qf_model_free(model);
-        return -ENOMEM;
-    }
-    atomic_store(&snapshot->refs, 1);
-    pthread_mutex_init(&snapshot->lock, NULL);
-    snapshot->model = model;
-    snapshot->views = atomic_load(&catalog->views);
     uint64_t headers = header_bytes(model);
-    atomic_store(&snapshot->weight, 4096 + 2 * headers + model->config_size);
+    rc = state_new(model, out);
+    if (rc != 0)
+        return rc;
+    (*out)->policy = policy;
     atomic_fetch_add(&catalog->models_loaded, 1);
     atomic_fetch_add(&catalog->header_bytes_read, headers);
     if (model->reason_is_error)
         qf_log(QF_LOG_WARN, "%s: passed through as it is: %s", path, model->reason);
-    *out = snapshot;
     return 0;
 }
 
@@ -136,7 +181,7 @@ static void lru_append(qf_catalog *catalog, struct entry *entry)
 
 static void entry_free(struct entry *entry)
 {
-    qf_snapshot_release(entry->snapshot);
+    state_release(entry->state);
     pthread_mutex_destroy(&entry->lock);
     free(entry->path);
     free(entry);
@@ -211,87 +256,140 @@ static void entry_put(qf_catalog *catalog, struct entry *entry, uint64_t weight)
 static int refresh(qf_catalog *catalog, struct entry *entry, bool force)
 {
     int64_t now = qf_clock_ms();
-    if (entry->snapshot != NULL &&
-        entry->snapshot->views == atomic_load(&catalog->views)) {
+    if (entry->state != NULL &&
+        entry->state->policy == qf_views_policy(catalog->views)) {
         if (!force && now >= entry->checked_ms &&
             now - entry->checked_ms < QF_CATALOG_FRESH_MS)
             return 0;
-        if (qf_model_check(catalog->root, entry->path, entry->snapshot->model) == 0) {
+        if (qf_model_check(catalog->root, entry->path, entry->state->model->model) ==
+            0) {
             entry->checked_ms = now;
             return 0;
         }
     }
-    qf_snapshot_release(entry->snapshot);
-    entry->snapshot = NULL;
+    state_release(entry->state);
+    entry->state = NULL;
     entry->checked_ms = now;
-    return snapshot_load(catalog, entry->path, &entry->snapshot);
+    return state_load(catalog, entry->path, &entry->state);
 }
 
-static int variant_of(qf_snapshot *snapshot, const char *path, size_t view,
-                      const struct qf_variant **out)
+/* ---- variants; with the state's lock held ---- */
+
+static uint64_t variant_weight(const struct state *state)
+{
+    return 4 * header_bytes(state->model->model) + 4096;
+}
+
+/* The variant of the view moves to the end; NULL: there is none. */
+static qf_snapshot *variant_find(struct state *state, const char *view)
+{
+    size_t i = 0;
+    while (i < state->count &&
+           strcmp(state->variants[i]->variant->view.name, view) != 0)
+        i++;
+    if (i == state->count)
+        return NULL;
+    qf_snapshot *found = state->variants[i];
+    memmove(&state->variants[i], &state->variants[i + 1],
+            (state->count - i - 1) * sizeof(qf_snapshot *));
+    state->variants[state->count - 1] = found;
+    return found;
+}
+
+static void variant_append(struct state *state, qf_snapshot *snapshot)
+{
+    if (state->count == QF_VARIANTS_MAX) {
+        qf_snapshot_release(state->variants[0]);
+        memmove(&state->variants[0], &state->variants[1],
+                --state->count * sizeof(qf_snapshot *));
+        atomic_fetch_sub(&state->weight, variant_weight(state));
+    }
+    state->variants[state->count++] = snapshot;
+    atomic_fetch_add(&state->weight, variant_weight(state));
+}
+
+static int variant_new(const qf_catalog *catalog, struct model *model, const char *name,
+                       qf_snapshot **out)
+{
+    struct qf_view view;
+    int rc = qf_views_make(catalog->views, name, &view, NULL);
+    if (rc != 0)
+        return rc;
+    qf_snapshot *snapshot = calloc(1, sizeof *snapshot);
+    rc = snapshot != NULL ? qf_variant_new(model->model, &view, &snapshot->variant)
+                          : -ENOMEM;
+    qf_view_fini(&view);
+    if (rc != 0) {
+        free(snapshot);
+        return rc;
+    }
+    atomic_store(&snapshot->refs, 1);
+    atomic_fetch_add(&model->refs, 1);
+    snapshot->model = model;
+    *out = snapshot;
+    return 0;
+}
+
+/* ---- */
+
+static int variant_of(qf_catalog *catalog, struct state *state, const char *path,
+                      const char *view, qf_snapshot **out)
 {
     int rc = 0;
-    pthread_mutex_lock(&snapshot->lock);
-    struct qf_variant *variant = snapshot->variants[view];
-    if (variant == NULL) {
-        rc = qf_variant_new(snapshot->model, &snapshot->views[view], &variant);
+    pthread_mutex_lock(&state->lock);
+    qf_snapshot *snapshot = variant_find(state, view);
+    if (snapshot == NULL) {
+        rc = variant_new(catalog, state->model, view, &snapshot);
         if (rc == 0) {
-            snapshot->variants[view] = variant;
-            atomic_fetch_add(&snapshot->weight,
-                             4 * header_bytes(snapshot->model) + 4096);
-            if (snapshot->model->kind != QF_MODEL_NONE &&
-                snapshot->model->reason[0] == '\0' && variant->reason[0] != '\0')
-                qf_log(QF_LOG_INFO, "%s/%s: passed through as it is: %s",
-                       snapshot->views[view].name, path, variant->reason);
+            variant_append(state, snapshot);
+            const struct qf_model *model = state->model->model;
+            const char *reason = snapshot->variant->reason;
+            if (model->kind != QF_MODEL_NONE && model->reason[0] == '\0' &&
+                reason[0] != '\0')
+                qf_log(QF_LOG_INFO, "%s/%s: passed through as it is: %s", view, path,
+                       reason);
         }
     }
-    pthread_mutex_unlock(&snapshot->lock);
-    *out = variant;
+    if (rc == 0)
+        atomic_fetch_add(&snapshot->refs, 1);
+    pthread_mutex_unlock(&state->lock);
+    *out = snapshot;
     return rc;
 }
 
-int qf_catalog_get(qf_catalog *catalog, const char *path, size_t view, bool force,
+int qf_catalog_get(qf_catalog *catalog, const char *path, const char *view, bool force,
                    qf_snapshot **snapshot, const struct qf_variant **variant)
 {
-    assert(view < catalog->view_count);
     struct entry *entry = entry_get(catalog, path);
     if (entry == NULL)
         return -ENOMEM;
     pthread_mutex_lock(&entry->lock);
     int rc = refresh(catalog, entry, force);
-    qf_snapshot *found = rc == 0 ? entry->snapshot : NULL;
-    if (found != NULL)
-        atomic_fetch_add(&found->refs, 1);
+    struct state *state = rc == 0 ? entry->state : NULL;
+    if (state != NULL)
+        atomic_fetch_add(&state->refs, 1);
     pthread_mutex_unlock(&entry->lock);
     if (rc == 0)
-        rc = variant_of(found, path, view, variant);
-    entry_put(catalog, entry, found != NULL ? atomic_load(&found->weight) : 0);
-    if (rc != 0) {
-        qf_snapshot_release(found);
-        return rc;
-    }
-    *snapshot = found;
-    return 0;
+        rc = variant_of(catalog, state, path, view, snapshot);
+    entry_put(catalog, entry, state != NULL ? atomic_load(&state->weight) : 0);
+    state_release(state);
+    if (rc == 0)
+        *variant = (*snapshot)->variant;
+    return rc;
 }
 
-int qf_catalog_new(const qf_root *root, const struct qf_view *views, size_t view_count,
-                   uint64_t memory_limit, qf_catalog **out)
+int qf_catalog_new(const qf_root *root, struct qf_views *views, uint64_t memory_limit,
+                   qf_catalog **out)
 {
     qf_catalog *catalog = calloc(1, sizeof *catalog);
     if (catalog == NULL)
         return -ENOMEM;
     catalog->root = root;
-    atomic_init(&catalog->views, views);
-    catalog->view_count = view_count;
+    catalog->views = views;
     catalog->memory_limit = memory_limit;
     pthread_mutex_init(&catalog->lock, NULL);
     *out = catalog;
     return 0;
-}
-
-void qf_catalog_set_views(qf_catalog *catalog, const struct qf_view *views)
-{
-    atomic_store(&catalog->views, views);
 }
 
 void qf_catalog_free(qf_catalog *catalog)

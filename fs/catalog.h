@@ -8,6 +8,7 @@
 
 #include "base/err.h"
 #include "ckpt/srcfile.h"
+#include "fs/views.h"
 #include "view/variant.h"
 
 #ifdef __cplusplus
@@ -15,25 +16,22 @@ extern "C" {
 #endif
 
 typedef struct qf_catalog qf_catalog;
-/* One state of one model directory, with its variants. Immutable to its users, alive
- * until its last reference is dropped, also when the directory has changed meanwhile.
- */
+/* One state of one model directory under one view. Immutable to its users, alive until
+ * its last reference is dropped, also when the directory has changed meanwhile. */
 typedef struct qf_snapshot qf_snapshot;
 
-/* views is borrowed. memory_limit: bytes that models nobody uses may keep (an estimate
- * from their headers' sizes). */
-int qf_catalog_new(const qf_root *root, const struct qf_view *views, size_t view_count,
-                   uint64_t memory_limit, qf_catalog **out) QF_MUST_CHECK;
-/* The same views with other settings, from the next look at a directory on; snapshots
- * that somebody holds stay what they are. Both sets are borrowed until the end. */
-void qf_catalog_set_views(qf_catalog *catalog, const struct qf_view *views);
+/* views is borrowed: what names of views stand for. memory_limit: bytes that models
+ * nobody uses may keep (an estimate from their headers' sizes). */
+int qf_catalog_new(const qf_root *root, struct qf_views *views, uint64_t memory_limit,
+                   qf_catalog **out) QF_MUST_CHECK;
 /* All references must have been dropped. NULL is allowed. */
 void qf_catalog_free(qf_catalog *catalog);
 
-/* The variant of directory `path` under view number `view`, as the store is now: the
- * snapshot is renewed when anything it was made of has changed (checked at most once in
- * QF_CATALOG_FRESH_MS; `force`: checked now). *variant lives as long as *snapshot. */
-int qf_catalog_get(qf_catalog *catalog, const char *path, size_t view, bool force,
+/* The variant of directory `path` under the view of this name, as the store is now: it
+ * is renewed when anything it was made of has changed (checked at most once in
+ * QF_CATALOG_FRESH_MS; `force`: checked now), and when the policy has. *variant lives
+ * as long as *snapshot. */
+int qf_catalog_get(qf_catalog *catalog, const char *path, const char *view, bool force,
                    qf_snapshot **snapshot,
                    const struct qf_variant **variant) QF_MUST_CHECK;
 void qf_snapshot_release(qf_snapshot *snapshot);

@@ -108,10 +108,36 @@ static void close_backing(void *arg, int id)
     qf_wire_backing_close(fuse_session_fd(daemon->session), id);
 }
 
+/* INIT cannot raise read-ahead above 128 KiB; root can, here, once INIT is answered
+ * (which sets it to what was agreed). Without it a memcpy from a mapping makes requests
+ * of 128 KiB one at a time. */
+static void raise_read_ahead(void *arg)
+{
+    const qf_daemon *daemon = arg;
+    struct qf_mountpoint mount;
+    char path[128];
+    if (daemon->read_ahead_kb == 0 || !qf_mountpoint_find(daemon->mountpoint, &mount))
+        return;
+    snprintf(path, sizeof path, "/sys/class/bdi/%s/read_ahead_kb", mount.device);
+    int fd = open(path, O_WRONLY | O_CLOEXEC);
+    if (fd < 0) {
+        qf_log(QF_LOG_DEBUG, "%s: %s (read-ahead stays as it is)", path,
+               strerror(errno));
+        return;
+    }
+    char text[16];
+    int n = snprintf(text, sizeof text, "%u", daemon->read_ahead_kb);
+    if (write(fd, text, (size_t)n) != n)
+        qf_log(QF_LOG_DEBUG, "%s: %s", path, strerror(errno));
+    close(fd);
+}
+
 /* libfuse has mounted; only its reading and writing is replaced. A libfuse that has
  * talked to the kernel before this (a synchronous INIT) leaves passthrough off. */
 static void hook_io(qf_daemon *daemon)
 {
+    daemon->context.started = raise_read_ahead;
+    daemon->context.started_arg = daemon;
     daemon->context.device = (struct qf_passthrough_device){.open = open_backing,
                                                             .close = close_backing,
                                                             .arg = daemon};
@@ -293,28 +319,6 @@ out:
     return 0;
 }
 
-/* INIT cannot raise read-ahead above 128 KiB; root can, here. Without it a memcpy from
- * a mapping makes requests of 128 KiB one at a time. */
-static void raise_read_ahead(const qf_daemon *daemon)
-{
-    struct qf_mountpoint mount;
-    char path[128];
-    if (daemon->read_ahead_kb == 0 || !qf_mountpoint_find(daemon->mountpoint, &mount))
-        return;
-    snprintf(path, sizeof path, "/sys/class/bdi/%s/read_ahead_kb", mount.device);
-    int fd = open(path, O_WRONLY | O_CLOEXEC);
-    if (fd < 0) {
-        qf_log(QF_LOG_DEBUG, "%s: %s (read-ahead stays as it is)", path,
-               strerror(errno));
-        return;
-    }
-    char text[16];
-    int n = snprintf(text, sizeof text, "%u", daemon->read_ahead_kb);
-    if (write(fd, text, (size_t)n) != n)
-        qf_log(QF_LOG_DEBUG, "%s: %s", path, strerror(errno));
-    close(fd);
-}
-
 void qf_daemon_stop(qf_daemon *daemon)
 {
     fuse_session_exit(daemon->session);
@@ -346,12 +350,12 @@ bool qf_daemon_hand_over(qf_daemon *daemon)
 
 int qf_daemon_serve(qf_daemon *daemon)
 {
-    if (daemon->resumed) {
+    if (daemon->resumed) { /* read-ahead is the mount's: it was raised before */
         int rc = qf_fuse_resend(fuse_session_fd(daemon->session));
         if (rc != 0)
             return rc;
     } else {
-        raise_read_ahead(daemon);
+        raise_read_ahead(daemon); /* if libfuse has answered INIT while mounting */
     }
     daemon->thread = pthread_self();
     atomic_store(&daemon->serving, true);

@@ -79,8 +79,7 @@ static uint64_t origin_of(const qf_tree *tree, const struct qf_place *place)
     char *model = strndup(place->path, size > 0 ? size - 1 : 0);
     uint64_t origin = model == NULL
                           ? 0
-                          : qf_store_origin(tree->options.store,
-                                            qf_tree_place_name(tree, place->view),
+                          : qf_store_origin(tree->options.store, place->view,
                                             qf_root_path(tree->options.root), model);
     free(model);
     return origin;
@@ -115,7 +114,7 @@ static int open_target(qf_tree *tree, const struct qf_place *place,
 {
     if (S_ISDIR(target->entry.st.st_mode))
         return -EISDIR;
-    if (place->view == QF_PLACE_CONTROL)
+    if (qf_place_is_control(place))
         return open_control(tree, place->path, file);
     if (target->file == NULL) {
         file->kind = FILE_SOURCE;
@@ -261,6 +260,16 @@ bool qf_file_sealed(const qf_file *file, int *fd)
         return false;
     *fd = qf_shard_file_sealed_fd(file->shard);
     return true;
+}
+
+int qf_file_digest(const qf_file *file, uint64_t *out)
+{
+    if (file->kind == FILE_SHARD)
+        return qf_shard_file_digest(file->shard, out);
+    if (file->kind != FILE_TEXT)
+        return -ENODATA;
+    *out = qf_hash64(file->text, file->text_size);
+    return 0;
 }
 
 /* ---- reading ---- */

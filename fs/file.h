@@ -41,6 +41,10 @@ int qf_file_open_text(qf_tree *tree, const char *text, size_t size,
  * `file`. */
 bool qf_file_sealed(const qf_file *file, int *fd);
 
+/* XXH3-64 of all bytes, if it is known without reading weights: of texts and of shards
+ * with a sealed file. -ENODATA. */
+int qf_file_digest(const qf_file *file, uint64_t *out) QF_MUST_CHECK;
+
 /* Bytes read, valid until qf_file_read_done. */
 struct qf_file_read {
     const struct iovec *pieces;

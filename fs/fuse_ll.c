@@ -32,10 +32,11 @@ static _Thread_local uint64_t request_unique;
 
 /* What this thread's next reply is to become. */
 static _Thread_local struct {
-    bool init;    /* it answers INIT, and the kernel offers passthrough */
-    bool journal; /* it answers INIT, and goes into the journal */
-    bool replay;  /* it answers INIT, and the kernel does not want to hear it */
-    int backing;  /* not 0: it answers OPEN, with this backing file */
+    bool init;        /* it answers INIT … */
+    bool passthrough; /* … of a kernel that offers it, and it is wanted */
+    bool journal;     /* it answers INIT, and goes into the journal */
+    bool replay;      /* it answers INIT, and the kernel does not want to hear it */
+    int backing;      /* not 0: it answers OPEN, with this backing file */
 } next_reply;
 
 static struct qf_fuse_context *context_of(fuse_req_t req)
@@ -422,14 +423,17 @@ const struct fuse_lowlevel_ops *qf_fuse_ops(void)
 
 /* ---- what libfuse does not know ---- */
 
-static void offered(const struct qf_fuse_context *context, const void *request_data,
+/* Whether the kernel is to be asked for passthrough. */
+static bool offered(const struct qf_fuse_context *context, const void *request_data,
                     size_t size, const struct qf_wire_offer *offer)
 {
-    if (!offer->passthrough && context->passthrough != NULL)
+    bool wanted =
+        context->passthrough != NULL && qf_passthrough_wanted(context->passthrough);
+    if (wanted && !offer->passthrough)
         qf_passthrough_off(context->passthrough,
                            "the kernel has none: Linux 6.9 is the first");
     if (context->journal == NULL)
-        return;
+        return wanted && offer->passthrough;
     qf_journal_set(context->journal, QF_JOURNAL_INIT_REQUEST, 0, request_data, size);
     if (!offer->resend) {
         qf_log(QF_LOG_WARN,
@@ -437,6 +441,7 @@ static void offered(const struct qf_fuse_context *context, const void *request_d
                "request again (Linux 6.9 is the first)");
         qf_journal_end(context->journal);
     }
+    return wanted && offer->passthrough;
 }
 
 /* An open that the kernel sends again: what a daemon before us has opened for it, the
@@ -470,8 +475,8 @@ static ssize_t read_request(int fd, void *buf, size_t size, void *userdata)
     if (again && (opcode == QF_WIRE_OPEN || opcode == QF_WIRE_OPENDIR))
         drop_unheard(context);
     if (qf_wire_is_init(buf, (size_t)n, &offer)) {
-        next_reply.init = offer.passthrough;
-        offered(context, buf, (size_t)n, &offer);
+        next_reply.init = true;
+        next_reply.passthrough = offered(context, buf, (size_t)n, &offer);
         next_reply.journal = context->journal != NULL;
     }
     return n;
@@ -507,25 +512,28 @@ static ssize_t write_reply(int fd, struct iovec *iov, int count, void *userdata)
     struct qf_fuse_context *context = userdata;
     struct qf_wire_reply patched;
     int error = qf_wire_reply_error(iov, count);
-    bool init = next_reply.init && context->passthrough != NULL &&
-                qf_wire_patch_init(iov, count, &patched);
-    next_reply.init = false;
+    bool init = next_reply.init;
+    bool ask = next_reply.passthrough && qf_wire_patch_init(iov, count, &patched);
+    next_reply.init = next_reply.passthrough = false;
     if (next_reply.replay)
         return replayed(context, iov, count, error);
-    if (init || (next_reply.backing != 0 &&
-                 qf_wire_patch_open(iov, count, next_reply.backing, &patched)))
+    if (ask || (next_reply.backing != 0 &&
+                qf_wire_patch_open(iov, count, next_reply.backing, &patched)))
         iov = patched.iov;
     if (next_reply.journal)
         write_down_init(context, iov, count);
     next_reply.journal = false;
-    if (init)
+    if (ask)
         qf_passthrough_ask(context->passthrough);
     ssize_t n = context->writev != NULL ? context->writev(fd, iov, count)
                                         : writev(fd, iov, count);
-    if (init && n > 0) /* the kernel has read it when writev returns */
+    /* The kernel has read an answer when writev returns. */
+    if (ask && n > 0)
         qf_passthrough_start(context->passthrough, &context->device);
-    else if (init)
+    else if (ask)
         qf_passthrough_off(context->passthrough, "the kernel took no answer");
+    if (init && n > 0 && error == 0 && context->started != NULL)
+        context->started(context->started_arg);
     qf_metrics_end(qf_tree_metrics(context->tree), &request, error,
                    qf_metrics_now_ns());
     return n;

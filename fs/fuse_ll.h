@@ -29,14 +29,18 @@ struct qf_fuse_context {
     qf_passthrough *passthrough; /* borrowed; NULL: none */
     struct qf_passthrough_device device;
     int replay_error; /* of qf_fuse_resume */
+    /* Called by qf_fuse_io when the kernel has taken the answer to INIT; NULL: nothing.
+     */
+    void (*started)(void *arg);
+    void *started_arg;
     /* What qf_fuse_io reads and writes with; NULL: read(2) and writev(2). */
     ssize_t (*read)(int fd, void *buf, size_t size);
     ssize_t (*writev)(int fd, const struct iovec *iov, int count);
 };
 
 const struct fuse_lowlevel_ops *qf_fuse_ops(void);
-/* For fuse_session_custom_io: puts what passthrough needs into libfuse's replies. A
- * session without it works, without passthrough. */
+/* For fuse_session_custom_io: puts what passthrough needs into libfuse's replies,
+ * counts requests, and tells when the session has begun. A session works without it. */
 const struct fuse_custom_io *qf_fuse_io(void);
 
 /* Goes on where the daemon was that has written the journal: nodes, handles, and what

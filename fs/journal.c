@@ -20,7 +20,7 @@
 #include "base/hash.h"
 #include "base/log.h"
 
-#define MAGIC     UINT64_C(0x31306a7366746e71) /* with the version */
+#define MAGIC     UINT64_C(0x32306a7366746e71) /* with the version */
 #define PAGE      ((size_t)4096)
 #define AREA_MIN  ((size_t)64 << 10)
 #define AREA_GROW 4u /* times what counts */

@@ -128,7 +128,7 @@ static int add_child(void *arg, const char *name, unsigned type)
     char *path = qf_path_join(dir->place.path, name);
     if (path == NULL)
         return -ENOMEM;
-    uint64_t id = qf_node_id(qf_tree_place_name(dir->tree, dir->place.view), path);
+    uint64_t id = qf_node_id(dir->place.view, path);
     free(path);
     return add_entry(dir, name, id, type);
 }
@@ -142,7 +142,7 @@ static int add_dots(qf_dir *dir, uint64_t id)
                              slash != NULL ? (size_t)(slash - dir->place.path) : 0);
         if (path == NULL)
             return -ENOMEM;
-        parent = qf_node_id(qf_tree_place_name(dir->tree, dir->place.view), path);
+        parent = qf_node_id(dir->place.view, path);
         free(path);
     }
     int rc = add_entry(dir, ".", id, DT_DIR);
@@ -155,20 +155,18 @@ static int add_all(qf_dir *dir, uint64_t id)
     int rc = add_dots(dir, id);
     if (rc != 0)
         return rc;
-    switch (dir->place.view) {
-    case QF_PLACE_ROOT:
+    if (qf_place_is_in_view(&dir->place))
+        return qf_tree_list(dir->tree, dir->place.path, add_child, dir);
+    if (qf_place_is_root(&dir->place)) {
         for (size_t i = 0; i < options->view_count && rc == 0; i++)
             rc = add_entry(dir, options->views[i].name,
                            qf_node_id(options->views[i].name, ""), DT_DIR);
         return rc;
-    case QF_PLACE_CONTROL:
-        rc = dir->place.path[0] != '\0' ? -ENOTDIR : 0;
-        for (size_t i = 0; i < QF_CONTROL_COUNT && rc == 0; i++)
-            rc = add_child(dir, qf_control_names[i], DT_REG);
-        return rc;
-    default:
-        return qf_tree_list(dir->tree, dir->place.path, add_child, dir);
     }
+    rc = dir->place.path[0] != '\0' ? -ENOTDIR : 0;
+    for (size_t i = 0; i < QF_CONTROL_COUNT && rc == 0; i++)
+        rc = add_child(dir, qf_control_names[i], DT_REG);
+    return rc;
 }
 
 static void close_handle(struct qf_handle *handle)
@@ -260,9 +258,10 @@ static int queue_dir(struct search *search, char *path)
 /* Whether the path has the id in one of the views; takes nothing. */
 static bool try_path(struct search *search, const char *path)
 {
-    for (size_t i = 0; i < search->tree->options.view_count; i++) {
-        if (qf_node_id(search->tree->options.views[i].name, path) == search->id) {
-            search->hit = (struct qf_place){.view = (int)i, .path = strdup(path)};
+    struct qf_place *hit = &search->hit;
+    for (size_t i = 0; qf_views_at(&search->tree->views, i, hit->view); i++) {
+        if (qf_node_id(hit->view, path) == search->id) {
+            hit->path = strdup(path);
             return true;
         }
     }
@@ -291,7 +290,7 @@ static bool try_control(struct search *search)
         const char *path = i < QF_CONTROL_COUNT ? qf_control_names[i] : "";
         if (qf_node_id(QF_CONTROL_DIR, path) == search->id) {
             search->hit =
-                (struct qf_place){.view = QF_PLACE_CONTROL, .path = strdup(path)};
+                (struct qf_place){.view = QF_CONTROL_DIR, .path = strdup(path)};
             return true;
         }
     }

@@ -14,8 +14,8 @@ struct qf_node {
     uint64_t generation;
     uint64_t lookups; /* references of the kernel's */
     uint64_t changed; /* when its generation became unsure; 0: it is not */
-    int view;
-    char path[];
+    const char *path; /* behind the view */
+    char view[];
 };
 
 int qf_node_table_init(struct qf_node_table *table)
@@ -43,11 +43,11 @@ void qf_node_table_fini(struct qf_node_table *table)
     pthread_mutex_destroy(&table->lock);
 }
 
-uint64_t qf_node_id(const char *name, const char *path)
+uint64_t qf_node_id(const char *view, const char *path)
 {
-    if (name == NULL)
+    if (view[0] == '\0')
         return QF_NODE_ROOT;
-    const uint64_t pair[] = {qf_hash64(name, strlen(name)),
+    const uint64_t pair[] = {qf_hash64(view, strlen(view)),
                              qf_hash64(path, strlen(path))};
     uint64_t id = qf_hash64(pair, sizeof pair);
     /* 0 and 1 mean "none" and the root to the kernel. */
@@ -83,17 +83,18 @@ static void grow(struct qf_node_table *table)
 }
 
 /* Enters a node that is not there. */
-static struct qf_node *enter(struct qf_node_table *table, uint64_t id, int view,
+static struct qf_node *enter(struct qf_node_table *table, uint64_t id, const char *view,
                              const char *path)
 {
-    struct qf_node *node = calloc(1, sizeof *node + strlen(path) + 1);
+    size_t view_size = strlen(view) + 1, path_size = strlen(path) + 1;
+    struct qf_node *node = calloc(1, sizeof *node + view_size + path_size);
     if (node == NULL)
         return NULL;
     if (table->count++ > table->bucket_count)
         grow(table);
     node->id = id;
-    node->view = view;
-    strcpy(node->path, path);
+    node->path = memcpy(node->view + view_size, path, path_size);
+    memcpy(node->view, view, view_size);
     node->next = table->buckets[id % table->bucket_count];
     table->buckets[id % table->bucket_count] = node;
     return node;
@@ -105,21 +106,24 @@ static void write_down(const struct qf_node_table *table, const struct qf_node *
 {
     if (table->journal == NULL)
         return;
-    size_t size = sizeof(struct qf_node_record) + strlen(node->path) + 1;
+    size_t view_size = strlen(node->view) + 1, path_size = strlen(node->path) + 1;
+    size_t size = sizeof(struct qf_node_record) + view_size + path_size;
     struct qf_node_record *record = malloc(size);
     if (record == NULL) {
         qf_journal_end(table->journal);
         return;
     }
     record->generation = node->generation;
-    record->view = node->view;
     record->unsure = node->changed != 0;
-    strcpy(record->path, node->path);
+    record->view_size = (uint32_t)view_size;
+    char *names = (char *)(record + 1);
+    memcpy(names, node->view, view_size);
+    memcpy(names + view_size, node->path, path_size);
     qf_journal_set(table->journal, QF_JOURNAL_NODE, node->id, record, size);
     free(record);
 }
 
-int qf_node_restore(struct qf_node_table *table, uint64_t id, int view,
+int qf_node_restore(struct qf_node_table *table, uint64_t id, const char *view,
                     const char *path, uint64_t generation, bool unsure)
 {
     pthread_mutex_lock(&table->lock);
@@ -174,12 +178,13 @@ void qf_node_doubt(struct qf_node_table *table, uint64_t id)
 }
 
 int qf_node_remember(struct qf_node_table *table, uint64_t ticket, uint64_t id,
-                     int view, const char *path, uint64_t generation)
+                     const char *view, const char *path, uint64_t generation)
 {
     int rc = 0;
     pthread_mutex_lock(&table->lock);
     struct qf_node *node = *find(table, id);
-    if (node != NULL && (node->view != view || strcmp(node->path, path) != 0)) {
+    if (node != NULL &&
+        (strcmp(node->view, view) != 0 || strcmp(node->path, path) != 0)) {
         rc = -EIO;
     } else if (node == NULL) {
         node = enter(table, id, view, path);
@@ -222,7 +227,7 @@ int qf_node_find(struct qf_node_table *table, uint64_t id, struct qf_place *plac
     pthread_mutex_lock(&table->lock);
     const struct qf_node *node = *find(table, id);
     if (node != NULL) {
-        place->view = node->view;
+        strcpy(place->view, node->view);
         place->path = strdup(node->path);
         *generation = node->changed == 0 ? node->generation : QF_GENERATION_UNSURE;
         rc = place->path != NULL ? 0 : -ENOMEM;

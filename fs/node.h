@@ -6,11 +6,14 @@
 #define QF_FS_NODE_H
 
 #include <pthread.h>
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #include "base/err.h"
 #include "fs/journal.h"
+#include "view/names.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -20,14 +23,28 @@ extern "C" {
 /* The generation of no contents. */
 #define QF_GENERATION_UNSURE UINT64_MAX
 
-/* Which tree a path is in: the number of a view, or one of these. */
-#define QF_PLACE_ROOT    (-1) /* the mount's root; path "" */
-#define QF_PLACE_CONTROL (-2) /* MNT/.quantfs */
+#define QF_CONTROL_DIR       ".quantfs"
 
 struct qf_place {
-    int view;
-    char *path; /* relative, "" for the view's top; owned */
+    char view[QF_VIEW_NAME_SIZE]; /* the view's name, QF_CONTROL_DIR, or "" for the
+                                     mount's root (path "" then) */
+    char *path;                   /* relative, "" for the view's top; owned */
 };
+
+static inline bool qf_place_is_root(const struct qf_place *place)
+{
+    return place->view[0] == '\0';
+}
+
+static inline bool qf_place_is_control(const struct qf_place *place)
+{
+    return strcmp(place->view, QF_CONTROL_DIR) == 0;
+}
+
+static inline bool qf_place_is_in_view(const struct qf_place *place)
+{
+    return !qf_place_is_root(place) && !qf_place_is_control(place);
+}
 
 struct qf_node_table {
     pthread_mutex_t lock;
@@ -43,20 +60,19 @@ void qf_node_table_fini(struct qf_node_table *table);
 
 /* One that the journal has, with the reference that the kernel holds at least; the
  * caller has made sure that the path has this id. */
-int qf_node_restore(struct qf_node_table *table, uint64_t id, int view,
+int qf_node_restore(struct qf_node_table *table, uint64_t id, const char *view,
                     const char *path, uint64_t generation, bool unsure) QF_MUST_CHECK;
 /* Writes what changes into the journal from now on. */
 void qf_node_keep(struct qf_node_table *table, qf_journal *journal);
-/* What stands there. */
+/* What stands there; behind it the view's name and then the path, each with its NUL. */
 struct qf_node_record {
     uint64_t generation;
-    int32_t view;
     uint32_t unsure;
-    char path[]; /* with its NUL */
+    uint32_t view_size; /* with the NUL */
 };
 
-/* name: of the view, or ".quantfs"; NULL for the root. */
-uint64_t qf_node_id(const char *name, const char *path);
+/* view, path: as in a place. */
+uint64_t qf_node_id(const char *view, const char *path);
 /* A lookup begins; its ticket is for qf_node_remember. */
 uint64_t qf_node_ticket(struct qf_node_table *table);
 /* One more reference of the kernel's. The table remembers `generation` as the one that
@@ -66,7 +82,8 @@ uint64_t qf_node_ticket(struct qf_node_table *table);
  * QF_GENERATION_UNSURE. -EIO when another path has this id (two paths with one hash:
  * refused rather than confused). */
 int qf_node_remember(struct qf_node_table *table, uint64_t ticket, uint64_t id,
-                     int view, const char *path, uint64_t generation) QF_MUST_CHECK;
+                     const char *view, const char *path,
+                     uint64_t generation) QF_MUST_CHECK;
 /* The contents are not those that the kernel was told last: QF_GENERATION_UNSURE until
  * a lookup that begins later. */
 void qf_node_doubt(struct qf_node_table *table, uint64_t id);

@@ -189,6 +189,14 @@ static int set_log_format(struct qf_mount_options *o, const char *value,
     return 0;
 }
 
+static int set_alias(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    o->alias_bnb = strcmp(value, "bnb") == 0;
+    if (!o->alias_bnb && strcmp(value, "none") != 0)
+        return qf_err_set(err, -EINVAL, "option alias=%s: not bnb or none", value);
+    return 0;
+}
+
 static int set_allow_other(struct qf_mount_options *o, const char *value,
                            struct qf_err *err)
 {
@@ -217,7 +225,9 @@ static int set_passthrough(struct qf_mount_options *o, const char *value,
 }
 
 static const struct option options_table[] = {
-    {"views", "A:B", "views to show (nf4:int8:dq:fp4)", set_views},
+    {"views", "A:B",
+     "views to list, also with settings: nf4+blocksize=128 (nf4:int8:dq:fp4)",
+     set_views},
     {"cache", "DIR", "directory of the cache; none: memory only", set_cache},
     {"cache_size", "SIZE", "bytes the cache may take (a tenth of its filesystem)",
      set_cache_size},
@@ -233,6 +243,10 @@ static const struct option options_table[] = {
     {"read_ahead_kb", "KIB", "read-ahead of the mount, when root (4096)",
      set_read_ahead},
     {"policy", "FILE", "overrides for all models (see docs/OVERRIDES.md)", set_policy},
+    {"alias", "KIND",
+     "bnb: in 4-bit views, NAME-bnb-4bit leads to NAME if nothing has that name; none "
+     "(none)",
+     set_alias},
     {"passthrough", "MODE",
      "auto: shards that were read are sealed, and read by the kernel itself, when root "
      "(Linux 6.9); off (auto)",

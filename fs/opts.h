@@ -38,6 +38,7 @@ struct qf_mount_options {
     unsigned drain_timeout_s;     /* how long SIGTERM may take */
     enum qf_restart restart;
     bool log_syslog;
+    bool alias_bnb; /* NAME-bnb-4bit is another name of NAME */
     bool allow_other;
     bool no_passthrough;
     bool debug;

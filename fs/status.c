@@ -31,8 +31,10 @@ void qf_status_text(const struct qf_tree_options *options, const qf_catalog *cat
     qf_catalog_stats(catalog, &models);
     qf_buf_appendf(out, "version=%s\npid=%d\nstore=%s\nviews=", QUANTFS_VERSION,
                    (int)getpid(), qf_root_path(options->root));
-    for (size_t i = 0; i < options->view_count; i++)
-        qf_buf_appendf(out, "%s%s", i != 0 ? ":" : "", options->views[i].name);
+    for (size_t i = 0; i < options->view_count; i++) {
+        qf_buf_append_str(out, i != 0 ? ":" : "");
+        qf_view_append_listed(&options->views[i], out);
+    }
     qf_buf_append_str(out, "\n");
     line(out, "models_loaded", models.models_loaded);
     line(out, "header_bytes_read", models.header_bytes_read);

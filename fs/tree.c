@@ -20,13 +20,6 @@ static uint64_t generation_of(const void *data, size_t size)
     return (qf_hash64(data, size) & 0x7fffffff) | 1;
 }
 
-const char *qf_tree_place_name(const qf_tree *tree, int view)
-{
-    if (view == QF_PLACE_ROOT)
-        return NULL;
-    return view == QF_PLACE_CONTROL ? QF_CONTROL_DIR : tree->options.views[view].name;
-}
-
 /* ---- what is at a place ---- */
 
 /* Attributes of the source, without what a read-only tree cannot have. */
@@ -108,8 +101,8 @@ static int find_in_variant(qf_tree *tree, const struct qf_place *place, bool fre
     int rc = 0;
     for (int attempt = 0; attempt < 2; attempt++) {
         const struct qf_variant *variant;
-        rc = qf_catalog_get(tree->catalog, dir, (size_t)place->view,
-                            fresh || attempt > 0, &out->snapshot, &variant);
+        rc = qf_catalog_get(tree->catalog, dir, place->view, fresh || attempt > 0,
+                            &out->snapshot, &variant);
         if (rc != 0)
             break;
         const struct qf_variant_file *file =
@@ -178,11 +171,11 @@ int qf_tree_resolve(qf_tree *tree, const struct qf_place *place, bool fresh,
                     struct qf_target *out)
 {
     *out = (struct qf_target){.entry.generation = 1};
-    uint64_t id = qf_node_id(qf_tree_place_name(tree, place->view), place->path);
+    uint64_t id = qf_node_id(place->view, place->path);
     int rc;
-    if (place->view == QF_PLACE_CONTROL) {
+    if (qf_place_is_control(place)) {
         rc = resolve_control(tree, place, id, out);
-    } else if (place->view == QF_PLACE_ROOT) {
+    } else if (qf_place_is_root(place)) {
         struct stat st;
         rc = qf_root_resolve(tree->options.root, "", NULL, &st);
         if (rc == 0)
@@ -221,7 +214,7 @@ int qf_tree_place(qf_tree *tree, uint64_t id, struct qf_place *place,
 {
     *generation = 0;
     if (id == QF_NODE_ROOT) {
-        *place = (struct qf_place){.view = QF_PLACE_ROOT, .path = strdup("")};
+        *place = (struct qf_place){.path = strdup("")};
         return place->path != NULL ? 0 : -ENOMEM;
     }
     int rc = qf_node_find(&tree->nodes, id, place, generation);
@@ -234,34 +227,62 @@ int qf_tree_place(qf_tree *tree, uint64_t id, struct qf_place *place,
     return rc == -ENOENT ? -ESTALE : rc;
 }
 
-static int view_of_name(const qf_tree *tree, const char *name)
-{
-    for (size_t i = 0; i < tree->options.view_count; i++)
-        if (strcmp(tree->options.views[i].name, name) == 0)
-            return (int)i;
-    return strcmp(name, QF_CONTROL_DIR) == 0 ? QF_PLACE_CONTROL : QF_PLACE_ROOT;
-}
-
 /* The place of `name` in the directory at `parent`. */
-static int child_place(const qf_tree *tree, const struct qf_place *parent,
-                       const char *name, struct qf_place *out)
+static int child_place(qf_tree *tree, const struct qf_place *parent, const char *name,
+                       struct qf_place *out)
 {
-    *out = (struct qf_place){.view = parent->view};
+    int rc = 0;
+    strcpy(out->view, parent->view);
+    out->path = NULL;
     if (strcmp(name, ".") == 0) {
         out->path = strdup(parent->path);
     } else if (strcmp(name, "..") == 0) {
         if (parent->path[0] == '\0')
-            out->view = QF_PLACE_ROOT;
+            out->view[0] = '\0';
         out->path = qf_path_parent(parent->path);
-    } else if (parent->view == QF_PLACE_ROOT) {
-        out->view = view_of_name(tree, name);
-        if (out->view == QF_PLACE_ROOT)
-            return -ENOENT;
+    } else if (qf_place_is_root(parent)) {
+        if (strcmp(name, QF_CONTROL_DIR) == 0)
+            strcpy(out->view, name);
+        else
+            rc = qf_views_find(&tree->views, name, out->view);
+        if (rc != 0)
+            return rc;
         out->path = strdup("");
     } else {
         out->path = qf_path_join(parent->path, name);
     }
     return out->path != NULL ? 0 : -ENOMEM;
+}
+
+/* Repositories that hold a 4-bit copy of another one are called like this: somebody who
+ * asks for the copy gets what a view makes of the original. Changes the place to that
+ * of the original's name; false: it is no such name. */
+static bool strip_alias(const struct qf_place *place)
+{
+    static const char suffix[] = "-bnb-4bit";
+    size_t size = strlen(qf_path_name(place->path)), n = sizeof suffix - 1;
+    char *end = place->path + strlen(place->path);
+    struct qf_view view;
+    if (!qf_place_is_in_view(place) || size <= n || strcmp(end - n, suffix) != 0 ||
+        qf_view_parse(place->view, strlen(place->view), &view, NULL) != 0 ||
+        view.codec == QF_CODEC_INT8)
+        return false;
+    end[-(ptrdiff_t)n] = '\0';
+    return true;
+}
+
+/* What the place is, or what the name that it is an alias of leads to. */
+static int resolve_name(qf_tree *tree, struct qf_place *place, struct qf_target *out)
+{
+    int rc = qf_tree_resolve(tree, place, false, out);
+    if (rc != -ENOENT || !tree->options.alias_bnb || !strip_alias(place))
+        return rc;
+    rc = qf_tree_resolve(tree, place, false, out);
+    if (rc == 0 && !S_ISDIR(out->entry.st.st_mode)) {
+        qf_target_fini(out);
+        rc = -ENOENT;
+    }
+    return rc;
 }
 
 int qf_tree_lookup(qf_tree *tree, uint64_t parent, const char *name,
@@ -278,7 +299,7 @@ int qf_tree_lookup(qf_tree *tree, uint64_t parent, const char *name,
     struct qf_target target = {0};
     rc = child_place(tree, &dir, name, &place);
     if (rc == 0)
-        rc = qf_tree_resolve(tree, &place, false, &target);
+        rc = resolve_name(tree, &place, &target);
     if (rc == 0) {
         *out = target.entry;
         if (out->st.st_ino != QF_NODE_ROOT)
@@ -330,26 +351,37 @@ char *qf_tree_name(qf_tree *tree, uint64_t id)
     uint64_t generation;
     if (qf_node_find(&tree->nodes, id, &place, &generation) != 0)
         return strdup("");
-    char *name = qf_path_join(qf_tree_place_name(tree, place.view), place.path);
+    char *name = qf_path_join(place.view, place.path);
     free(place.path);
     return name;
 }
 
 /* ---- the tree ---- */
 
+/* A view that this mount has not (it was begun with others, or the policy forbids one)
+ * takes its nodes with it: who holds one is told so. */
 static int restore_node(void *arg, uint64_t id, const void *data, size_t size)
 {
     qf_tree *tree = arg;
     const struct qf_node_record *record = data;
-    if (size <= sizeof *record || record->path[size - sizeof *record - 1] != '\0' ||
-        record->view < QF_PLACE_CONTROL ||
-        record->view >= (int)tree->options.view_count)
+    if (size < sizeof *record)
         return -EBADMSG;
-    /* Other views than before have other ids. */
-    if (qf_node_id(qf_tree_place_name(tree, record->view), record->path) != id)
+    const char *view = (const char *)(record + 1);
+    size_t names_size = size - sizeof *record;
+    if (record->view_size == 0 || record->view_size >= names_size ||
+        view[record->view_size - 1] != '\0' || view[names_size - 1] != '\0')
         return -EBADMSG;
-    return qf_node_restore(&tree->nodes, id, record->view, record->path,
-                           record->generation, record->unsure != 0);
+    const char *path = view + record->view_size;
+    if (qf_node_id(view, path) != id)
+        return -EBADMSG;
+    char found[QF_VIEW_NAME_SIZE];
+    int rc = strcmp(view, QF_CONTROL_DIR) != 0
+                 ? qf_views_find(&tree->views, view, found)
+                 : 0;
+    if (rc != 0)
+        return rc == -ENOENT ? 0 : rc;
+    return qf_node_restore(&tree->nodes, id, view, path, record->generation,
+                           record->unsure != 0);
 }
 
 int qf_tree_keep(qf_tree *tree, qf_journal *journal, bool restore)
@@ -366,9 +398,9 @@ void qf_tree_keep_nothing(qf_tree *tree)
     qf_node_keep(&tree->nodes, NULL);
 }
 
-void qf_tree_set_views(qf_tree *tree, const struct qf_view *views)
+void qf_tree_set_policy(qf_tree *tree, const char *policy, size_t size)
 {
-    qf_catalog_set_views(tree->catalog, views);
+    qf_views_set_policy(&tree->views, policy, size);
 }
 
 void qf_tree_status(qf_tree *tree, struct qf_buf *out)
@@ -408,14 +440,16 @@ int qf_tree_new(const struct qf_tree_options *options, qf_tree **out)
     if (rc == 0)
         rc = qf_metrics_new(&tree->metrics);
     if (rc == 0)
-        rc = qf_catalog_new(options->root, options->views, options->view_count,
-                            QF_CATALOG_MEMORY, &tree->catalog);
+        rc = qf_catalog_new(options->root, &tree->views, QF_CATALOG_MEMORY,
+                            &tree->catalog);
     if (rc != 0) {
         qf_metrics_free(tree->metrics);
         qf_node_table_fini(&tree->nodes);
         free(tree);
         return rc;
     }
+    qf_views_init(&tree->views, options->views, options->view_count, options->policy,
+                  options->policy_size);
     pthread_mutex_init(&tree->search_lock, NULL);
     pthread_mutex_init(&tree->handles_lock, NULL);
     *out = tree;
@@ -457,6 +491,7 @@ void qf_tree_free(qf_tree *tree)
     qf_catalog_free(tree->catalog);
     qf_metrics_free(tree->metrics);
     qf_node_table_fini(&tree->nodes);
+    qf_views_fini(&tree->views);
     pthread_mutex_destroy(&tree->search_lock);
     free(tree);
 }

@@ -27,14 +27,16 @@ typedef struct qf_dir qf_dir;
 
 struct qf_tree_options {
     const qf_root *root;         /* borrowed */
-    const struct qf_view *views; /* borrowed */
+    const struct qf_view *views; /* those that the root lists; borrowed */
     size_t view_count;
+    const char *policy; /* overrides for all models, or NULL; borrowed */
+    size_t policy_size;
+    bool alias_bnb;              /* NAME-bnb-4bit is another name of NAME */
     qf_engine *engine;           /* borrowed */
     qf_store *store;             /* borrowed; for the status file */
     qf_passthrough *passthrough; /* the same; NULL: there is none */
 };
 
-#define QF_CONTROL_DIR ".quantfs"
 /* Models that nobody uses may keep this much memory. */
 #define QF_CATALOG_MEMORY (UINT64_C(256) << 20)
 
@@ -56,10 +58,10 @@ int qf_tree_keep(qf_tree *tree, struct qf_journal *journal, bool restore) QF_MUS
 
 void qf_tree_keep_nothing(qf_tree *tree);
 
-/* The same views with other settings; the set is borrowed like the first, which stays
- * in use. What is open goes on as it was; the next open of a file that is now another
- * finds another generation. */
-void qf_tree_set_views(qf_tree *tree, const struct qf_view *views);
+/* Another policy, valid for the views that the root lists; borrowed. When this returns
+ * nobody reads the one before. What is open goes on as it was; the next open of a file
+ * that is now another finds another generation. */
+void qf_tree_set_policy(qf_tree *tree, const char *policy, size_t size);
 
 /* The entry `name` of a directory, "." and ".." included; counts one reference of the
  * kernel's, which qf_tree_forget gives back. -ENOENT, -EXDEV (a link that leaves the

@@ -8,6 +8,7 @@
 #include "base/path.h"
 #include "fs/metrics.h"
 #include "fs/tree.h"
+#include "fs/views.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -24,6 +25,7 @@ struct qf_tree {
     struct qf_tree_options options;
     pthread_mutex_t handles_lock;
     struct qf_handle *handles;
+    struct qf_views views;
     qf_catalog *catalog;
     qf_metrics *metrics;
     struct qf_node_table nodes;
@@ -67,7 +69,6 @@ int qf_tree_place(qf_tree *tree, uint64_t id, struct qf_place *place,
  * is the one that the kernel was told (0: it was told none). */
 int qf_tree_check_generation(qf_tree *tree, uint64_t id, uint64_t told,
                              uint64_t now) QF_MUST_CHECK;
-const char *qf_tree_place_name(const qf_tree *tree, int view);
 
 /* The entries of a directory of the store that the mount shows. Calls `each` with name
  * and type (DT_DIR or DT_REG) until it returns non-zero, which is then returned. */

@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fs/file.h"
 #include "fs/tree_private.h"
 
 #define NAMESPACE "user."
@@ -20,14 +21,17 @@ enum attribute {
     ATTR_SOURCE,
     ATTR_SIZE_SOURCE,
     ATTR_KEY,
-    ATTR_REASON,
+    ATTR_DIGEST,
+    ATTR_REASON, /* from here on not listed */
+    ATTR_VIEW,
     ATTR_COUNT
 };
 
 static const char *const names[ATTR_COUNT] = {
     [ATTR_CODEC] = "codec",   [ATTR_SETTINGS] = "settings",
     [ATTR_SOURCE] = "source", [ATTR_SIZE_SOURCE] = "size_source",
-    [ATTR_KEY] = "key",       [ATTR_REASON] = "reason",
+    [ATTR_KEY] = "key",       [ATTR_DIGEST] = "digest",
+    [ATTR_REASON] = "reason", [ATTR_VIEW] = "view",
 };
 
 static enum attribute find_attribute(const char *name)
@@ -56,21 +60,37 @@ static const char *storage_name(enum qf_dtype storage)
     return storage == QF_U8 ? "uint8" : qf_dtype_torch_name(storage);
 }
 
-static void append_settings(const struct qf_variant *variant, enum qf_dtype dtype,
-                            struct qf_buf *out)
+static void append_4bit(const struct qf_view *view, enum qf_dtype dtype,
+                        struct qf_buf *out)
 {
-    const struct qf_view *view = &variant->view;
     enum qf_dtype compute = view->compute != QF_DTYPE_NONE ? view->compute : dtype;
-    qf_buf_appendf(out, "dtype=%s", qf_dtype_torch_name(dtype));
-    if (view->codec == QF_CODEC_INT8) {
-        qf_buf_appendf(out, ",int8_threshold=%g", view->int8_threshold);
-        return;
-    }
     qf_buf_appendf(out, ",compute_dtype=%s,blocksize=%" PRIu32 ",quant_storage=%s",
                    qf_dtype_torch_name(compute), view->blocksize,
                    storage_name(view->storage));
     if (view->codec == QF_CODEC_DQ)
         qf_buf_appendf(out, ",nested_blocksize=%u", QF_NESTED_BLOCKSIZE);
+}
+
+static void append_patterns(const char *key, const struct qf_patterns *patterns,
+                            struct qf_buf *out)
+{
+    for (size_t i = 0; i < patterns->count; i++)
+        qf_buf_appendf(out, "%s%s%s", i == 0 ? "," : ":", i == 0 ? key : "",
+                       patterns->items[i]);
+}
+
+static void append_settings(const struct qf_variant *variant, enum qf_dtype dtype,
+                            struct qf_buf *out)
+{
+    const struct qf_view *view = &variant->view;
+    qf_buf_appendf(out, "dtype=%s", qf_dtype_torch_name(dtype));
+    if (view->codec == QF_CODEC_INT8)
+        qf_buf_appendf(out, ",int8_threshold=%g", view->int8_threshold);
+    else
+        append_4bit(view, dtype, out);
+    append_patterns("only=", &view->only, out);
+    append_patterns("skip=", &view->skip, out);
+    append_patterns("force=", &view->force, out);
 }
 
 /* A text's digest is that of its bytes; a shard's has everything but the weights. */
@@ -96,8 +116,8 @@ static int get_of_directory(qf_tree *tree, const struct qf_place *place,
     if (attribute != ATTR_CODEC && attribute != ATTR_SETTINGS &&
         attribute != ATTR_REASON)
         return -ENODATA;
-    int rc = qf_catalog_get(tree->catalog, place->path, (size_t)place->view, false,
-                            &snapshot, &variant);
+    int rc = qf_catalog_get(tree->catalog, place->path, place->view, false, &snapshot,
+                            &variant);
     if (rc != 0)
         return rc;
     const struct qf_model *model = variant->model;
@@ -113,8 +133,24 @@ static int get_of_directory(qf_tree *tree, const struct qf_place *place,
     return out->size != 0 ? 0 : -ENODATA;
 }
 
-static int get_of_file(const struct qf_place *place, const struct qf_target *target,
-                       enum attribute attribute, struct qf_buf *out)
+/* What there is to know of the bytes is known to who has them open. */
+static int append_digest(qf_tree *tree, uint64_t id, struct qf_buf *out)
+{
+    qf_file *file;
+    uint64_t digest;
+    int rc = qf_file_open(tree, id, &file);
+    if (rc != 0)
+        return rc;
+    rc = qf_file_digest(file, &digest);
+    qf_file_close(file);
+    if (rc == 0)
+        qf_buf_appendf(out, "xxh3:%016" PRIx64, digest);
+    return rc;
+}
+
+static int get_of_file(qf_tree *tree, uint64_t id, const struct qf_place *place,
+                       const struct qf_target *target, enum attribute attribute,
+                       struct qf_buf *out)
 {
     if (attribute == ATTR_SOURCE) {
         qf_buf_append_str(out, place->path);
@@ -135,6 +171,8 @@ static int get_of_file(const struct qf_place *place, const struct qf_target *tar
     case ATTR_KEY:
         append_key(target, out);
         return 0;
+    case ATTR_DIGEST:
+        return append_digest(tree, id, out);
     default:
         return -ENODATA;
     }
@@ -176,12 +214,14 @@ int qf_xattr_get(qf_tree *tree, uint64_t id, const char *name, struct qf_buf *ou
     int rc = resolve(tree, id, &place, &target);
     if (rc != 0)
         return rc;
-    if (place.view < 0)
+    if (!qf_place_is_in_view(&place))
         rc = -ENODATA;
+    else if (attribute == ATTR_VIEW)
+        qf_buf_append_str(out, place.view);
     else if (S_ISDIR(target.entry.st.st_mode))
         rc = get_of_directory(tree, &place, attribute, out);
     else
-        rc = get_of_file(&place, &target, attribute, out);
+        rc = get_of_file(tree, id, &place, &target, attribute, out);
     qf_target_fini(&target);
     free(place.path);
     return rc == 0 && out->failed ? -ENOMEM : rc;
@@ -194,9 +234,14 @@ int qf_xattr_list(qf_tree *tree, uint64_t id, struct qf_buf *out)
     int rc = resolve(tree, id, &place, &target);
     if (rc != 0)
         return rc;
-    bool file = place.view >= 0 && !S_ISDIR(target.entry.st.st_mode);
+    bool file = qf_place_is_in_view(&place) && !S_ISDIR(target.entry.st.st_mode);
     for (int i = 0; file && i < ATTR_REASON; i++) {
         if (target.file == NULL && i != ATTR_SOURCE)
+            continue;
+        struct qf_buf ignored = {0};
+        bool unknown = i == ATTR_DIGEST && append_digest(tree, id, &ignored) != 0;
+        qf_buf_fini(&ignored);
+        if (unknown)
             continue;
         qf_buf_appendf(out, PREFIX "%s", names[i]);
         qf_buf_append(out, "", 1);

@@ -2,12 +2,13 @@
 /* Extended attributes of what a mount shows, all of them read-only and named
  * user.quantfs.*:
  *
- *   files that a view changes   .codec .settings .source .size_source .key
+ *   files that a view changes   .codec .settings .source .size_source .key .digest
  *   other files of a view       .source
  *   directories of a model      .codec .settings, or .reason: why it passes through
  *
  * .source is the path in the store, .key the identity of the contents: the same key
- * means the same bytes, without reading them. */
+ * means the same bytes, without reading them. .digest is a checksum of the bytes, where
+ * it is known without encoding any: JSON files, sealed shards. */
 #ifndef QF_FS_XATTR_H
 #define QF_FS_XATTR_H
 

@@ -78,9 +78,12 @@ static void init(void)
     for (int i = QF_ISA_AVX2; i <= (int)best; i++) {
         qf_kernels_init_avx2(&tables[i]);
         qf_kernels_init_avx2_nested(&tables[i]);
+        qf_kernels_init_avx2_dequant(&tables[i]);
     }
-    if (best >= QF_ISA_AVX512)
+    if (best >= QF_ISA_AVX512) {
         qf_kernels_init_avx512(&tables[QF_ISA_AVX512]);
+        qf_kernels_init_avx512_dequant(&tables[QF_ISA_AVX512]);
+    }
 #endif
 }
 

@@ -34,6 +34,34 @@ typedef void qf_kernel_nested(const float *absmax, size_t n, float offset,
 /* The mean of n fp32 in binary64, eight accumulators (FORMATS section 2, dq). */
 typedef float qf_kernel_mean(const float *x, size_t n);
 
+/* The way back. What n 4-bit codes stand for, from the first of a block on:
+ * map[code] * absmax. map: 16 values by code. */
+typedef void qf_kernel_dequant_4bit(const uint8_t *packed, size_t n, size_t blocksize,
+                                    const float *map, const float *absmax, float *out);
+/* What n int8 codes of a row stand for: (code * scb) * (1/127). */
+typedef void qf_kernel_dequant_int8(const int8_t *codes, size_t n, float scb,
+                                    float *out);
+
+#define QF_ERROR_LANES 8u
+
+/* Sums over pairs (x, y), in binary64. A pair of which x or y is not finite is counted
+ * and otherwise left out. Pair i of a call goes to lane i mod 8, so that vectors add in
+ * the order of the definition; only the last call may have an n that is no multiple of
+ * 8. */
+struct qf_error_lanes {
+    double error[QF_ERROR_LANES];   /* sum of (x - y)^2 */
+    double xx[QF_ERROR_LANES];      /* of x * x */
+    double yy[QF_ERROR_LANES];      /* of y * y */
+    double xy[QF_ERROR_LANES];      /* of x * y */
+    double max_abs[QF_ERROR_LANES]; /* largest |x - y| */
+    uint64_t x_not_finite;
+    uint64_t y_not_finite; /* though x is */
+};
+
+/* Adds n pairs. */
+typedef void qf_kernel_errors(const float *x, const float *y, size_t n,
+                              struct qf_error_lanes *lanes);
+
 struct qf_kernels {
     const char *name;
     qf_kernel_4bit *nf4[QF_FLOAT_COUNT];
@@ -43,6 +71,9 @@ struct qf_kernels {
     qf_kernel_cast *cast[QF_FLOAT_COUNT][QF_FLOAT_COUNT]; /* [from][to] */
     qf_kernel_nested *nested;
     qf_kernel_mean *mean;
+    qf_kernel_dequant_4bit *dequant_4bit;
+    qf_kernel_dequant_int8 *dequant_int8;
+    qf_kernel_errors *errors;
 };
 
 /* Levels in rising order; each contains those before it. */

@@ -9,6 +9,16 @@
  * hold NaN, infinity or nothing but denormals. */
 extern const struct qf_kernels qf_kernels_scalar;
 
+/* 1/127 in binary32: what an int8 code times its row's absmax is multiplied by. */
+#define QF_INT8_RECIPROCAL 0x1.020408p-7f
+
+/* The definition of the way back and of the sums of errors. */
+void qf_dequant_4bit_scalar(const uint8_t *packed, size_t n, size_t blocksize,
+                            const float *map, const float *absmax, float *out);
+void qf_dequant_int8_scalar(const int8_t *codes, size_t n, float scb, float *out);
+void qf_errors_scalar(const float *x, const float *y, size_t n,
+                      struct qf_error_lanes *lanes);
+
 /* The dynamic-map code of u: bitsandbytes' search (FORMATS section 2, dq). */
 uint8_t qf_nested_code(float u);
 
@@ -31,7 +41,9 @@ void qf_nested_lut_init(void);
 /* Overwrite the entries that the ISA does better. */
 void qf_kernels_init_avx2(struct qf_kernels *table);
 void qf_kernels_init_avx2_nested(struct qf_kernels *table);
+void qf_kernels_init_avx2_dequant(struct qf_kernels *table);
 void qf_kernels_init_avx512(struct qf_kernels *table);
+void qf_kernels_init_avx512_dequant(struct qf_kernels *table);
 #endif
 
 #endif

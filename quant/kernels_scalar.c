@@ -211,4 +211,7 @@ const struct qf_kernels qf_kernels_scalar = {
              [QF_BF16] = {cast_bf16_f32, cast_bf16_f16, cast_bf16_bf16}},
     .nested = nested,
     .mean = mean,
+    .dequant_4bit = qf_dequant_4bit_scalar,
+    .dequant_int8 = qf_dequant_int8_scalar,
+    .errors = qf_errors_scalar,
 };

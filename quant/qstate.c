@@ -13,6 +13,7 @@
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define OFFSET_WIDTH 14
@@ -70,4 +71,15 @@ void qf_qstate_write(const struct qf_codec_spec *spec, uint64_t rows, uint64_t c
     assert(n <= size);
     memcpy(out, text, n);
     memset(out + n, ' ', size - n);
+}
+
+float qf_qstate_nested_offset(const char *text, size_t size)
+{
+    static const char key[] = "\"nested_offset\": ";
+    char copy[TEXT_SIZE]; /* ended by a NUL, which the text is not */
+    size_t n = size < sizeof copy ? size : sizeof copy - 1;
+    memcpy(copy, text, n);
+    copy[n] = '\0';
+    const char *at = strstr(copy, key);
+    return at != NULL ? strtof(at + strlen(key), NULL) : NAN;
 }

@@ -19,6 +19,9 @@ size_t qf_qstate_size(const struct qf_codec_spec *spec, uint64_t rows, uint64_t 
  * nested_offset is written for dq only. */
 void qf_qstate_write(const struct qf_codec_spec *spec, uint64_t rows, uint64_t cols,
                      float nested_offset, char *out, size_t size);
+/* The nested_offset of a text that qf_qstate_write has made for dq; NaN in any other.
+ */
+float qf_qstate_nested_offset(const char *text, size_t size);
 
 #ifdef __cplusplus
 }

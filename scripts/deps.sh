@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # Sourced by quickstart.sh and test.sh: installs what is missing, and only that.
 #
-#   qf_need build | tests | loaders     remembers the packages whose use fails here
+#   qf_need build | tests | browser | loaders     remembers the packages whose use fails here
 #   qf_install                          installs them; 1 with a sentence when it cannot
 
 qf_missing=()
@@ -26,6 +26,10 @@ qf_have_compiler() {
     return $rc
 }
 
+qf_have_browser() {
+    qf_have chromium || qf_have chromium-browser || qf_have google-chrome
+}
+
 qf_need() {
     case $1 in
     build)
@@ -45,6 +49,10 @@ qf_need() {
         qf_want libcmocka-dev pkg-config --exists cmocka
         qf_want clang-format-14 qf_have clang-format-14
         qf_want python3 qf_have python3
+        ;;
+    browser) # the page of quantfs diff is looked at as its readers will
+        qf_want chromium qf_have_browser
+        qf_want fonts-dejavu-core test -d /usr/share/fonts/truetype/dejavu
         ;;
     loaders)
         qf_want python3-venv python3 -c 'import ensurepip, venv'

@@ -17,11 +17,10 @@
 
 #include "base/buf.h"
 #include "base/bytes.h"
-#include "base/limits.h"
+#include "view/header.h"
 
-#define WHOLE     UINT32_MAX /* a kept tensor, in place of the number of a part */
-#define ALIGN     8u
-#define WIDTH_MAX 8u
+#define WHOLE UINT32_MAX /* a kept tensor, in place of the number of a part */
+#define ALIGN QF_HEADER_ALIGN
 
 /* The output tensors of one source tensor: first its main group in the order of the
  * file, then those that are a group each. */
@@ -40,12 +39,6 @@ struct builder {
     size_t name_size;
     uint64_t off; /* in the data */
 };
-
-static unsigned dtype_width(enum qf_dtype dtype)
-{
-    unsigned bits = qf_dtype_bits(dtype);
-    return bits < 8 ? 1 : bits / 8;
-}
 
 size_t qf_part_name(const char *tensor, const struct qf_part *part, char *out,
                     size_t size)
@@ -96,11 +89,11 @@ static enum qf_dtype output_dtype(const struct qf_layout_tensor *t, uint32_t par
 static void append_parts(const struct qf_plan *plan, bool own_group,
                          struct outputs *out)
 {
-    for (unsigned width = WIDTH_MAX; width > 0; width /= 2)
+    for (unsigned width = QF_DTYPE_WIDTH_MAX; width > 0; width /= 2)
         for (uint32_t i = 0; i < plan->part_count; i++) {
             const struct qf_part *part = &plan->parts[i];
             if (!part->hidden && part->own_group == own_group &&
-                dtype_width(part->dtype) == width)
+                qf_header_width(part->dtype) == width)
                 out->parts[out->count++] = i;
         }
 }
@@ -180,29 +173,6 @@ static int alloc_spans(struct builder *b)
                                                                               : -ENOMEM;
 }
 
-static void begin_header(struct builder *b)
-{
-    const struct qf_shard *shard = b->shard;
-    bool format = false;
-    qf_buf_append_fill(&b->header, '\0', 8);
-    qf_buf_append_str(&b->header, "{\"__metadata__\":{");
-    for (size_t i = 0; i < shard->metadata_count; i++) {
-        const struct qf_metadata_entry *entry = &shard->metadata[i];
-        bool is_format = strcmp(entry->key, "format") == 0;
-        const char *value = is_format ? "pt" : entry->value;
-        qf_buf_append_str(&b->header, i != 0 ? "," : "");
-        qf_buf_append_json(&b->header, entry->key, strlen(entry->key));
-        qf_buf_append_str(&b->header, ":");
-        qf_buf_append_json(&b->header, value, strlen(value));
-        format = format || is_format;
-    }
-    if (!format) {
-        qf_buf_append_str(&b->header, shard->metadata_count != 0 ? "," : "");
-        qf_buf_append_str(&b->header, "\"format\":\"pt\"");
-    }
-    qf_buf_append_str(&b->header, "}");
-}
-
 static int emit(struct builder *b, uint32_t tensor, uint32_t part_index)
 {
     struct qf_layout *layout = b->layout;
@@ -215,16 +185,9 @@ static int emit(struct builder *b, uint32_t tensor, uint32_t part_index)
     uint64_t end;
     if (!qf_add_u64(b->off, size, &end) || end > INT64_MAX)
         return -EOVERFLOW;
-    size_t length = qf_part_name(t->src->name, part, b->name, b->name_size);
-    qf_buf_append_str(&b->header, ",");
-    qf_buf_append_json(&b->header, b->name, length);
-    qf_buf_appendf(&b->header, ":{\"dtype\":\"%s\",\"shape\":[",
-                   qf_dtype_name(output_dtype(t, part_index)));
-    for (uint32_t i = 0; i < rank; i++)
-        qf_buf_appendf(&b->header, "%s%llu", i != 0 ? "," : "",
-                       (unsigned long long)shape[i]);
-    qf_buf_appendf(&b->header, "],\"data_offsets\":[%llu,%llu]}",
-                   (unsigned long long)b->off, (unsigned long long)end);
+    qf_part_name(t->src->name, part, b->name, b->name_size);
+    qf_header_add(b->name, output_dtype(t, part_index), rank, shape, b->off, end,
+                  &b->header);
     if (size > 0) {
         enum qf_span_kind kind = part != NULL                    ? QF_SPAN_PART
                                  : t->out_dtype == t->src->dtype ? QF_SPAN_COPY
@@ -265,7 +228,7 @@ static int emit_rest(struct builder *b, uint32_t tensor, unsigned width)
     for (uint32_t i = 0; rc == 0 && i < outputs.count; i++) {
         uint32_t part = outputs.parts[i];
         bool done = i < outputs.main_count ? whole : output_size(t, part) % ALIGN == 0;
-        if (!done && dtype_width(output_dtype(t, part)) == width)
+        if (!done && qf_header_width(output_dtype(t, part)) == width)
             rc = emit(b, tensor, part);
     }
     return rc;
@@ -278,7 +241,7 @@ static int emit_all(struct builder *b)
     b->layout->span_count = 1;
     for (uint32_t i = 0; rc == 0 && i < count; i++)
         rc = emit_groups(b, i);
-    for (unsigned width = WIDTH_MAX; width > 0; width /= 2)
+    for (unsigned width = QF_DTYPE_WIDTH_MAX; width > 0; width /= 2)
         for (uint32_t i = 0; rc == 0 && i < count; i++)
             rc = emit_rest(b, i, width);
     return rc;
@@ -288,16 +251,9 @@ static int emit_all(struct builder *b)
 static int finish(struct builder *b, struct qf_err *err)
 {
     struct qf_layout *layout = b->layout;
-    qf_buf_append_str(&b->header, "}");
-    qf_buf_append_fill(&b->header, ' ', (ALIGN - b->header.size % ALIGN) % ALIGN);
-    layout->header = qf_buf_take(&b->header, &layout->header_size);
-    if (layout->header == NULL)
-        return -ENOMEM;
-    if (layout->header_size - 8 > QF_SHARD_HEADER_SIZE_MAX)
-        return qf_err_set(err, -EFBIG,
-                          "the view's header would have %zu bytes; loaders take %u",
-                          layout->header_size - 8, QF_SHARD_HEADER_SIZE_MAX);
-    qf_store_u64(layout->header, layout->header_size - 8);
+    int rc = qf_header_finish(&b->header, &layout->header, &layout->header_size, err);
+    if (rc != 0)
+        return rc;
     layout->tensor_bytes = b->off;
     if (b->off > INT64_MAX - layout->header_size)
         return -EOVERFLOW;
@@ -328,7 +284,7 @@ int qf_layout_build(const struct qf_shard *shard, const struct qf_decision *deci
         rc = alloc_spans(&b);
     if (rc != 0)
         goto out;
-    begin_header(&b);
+    qf_header_begin(shard->metadata, shard->metadata_count, &b.header);
     rc = emit_all(&b);
     if (rc == 0)
         rc = finish(&b, err);

@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "base/json.h"
+#include "view/settings.h"
 
 /* ---- patterns ---- */
 
@@ -19,13 +20,22 @@ static void patterns_fini(struct qf_patterns *patterns)
     *patterns = (struct qf_patterns){0};
 }
 
-static int patterns_add(struct qf_patterns *patterns, const char *text)
+/* Once, however often it is said. */
+static int patterns_add(struct qf_patterns *patterns, const char *text, size_t size,
+                        const char *label, struct qf_err *err)
 {
+    for (size_t i = 0; i < patterns->count; i++)
+        if (strlen(patterns->items[i]) == size &&
+            memcmp(patterns->items[i], text, size) == 0)
+            return 0;
+    if (patterns->count == QF_OVERRIDES_PATTERNS_MAX)
+        return qf_err_set(err, -EINVAL, "'%s': more than %d names", label,
+                          QF_OVERRIDES_PATTERNS_MAX);
     char **items = realloc(patterns->items, (patterns->count + 1) * sizeof *items);
     if (items == NULL)
         return -ENOMEM;
     patterns->items = items;
-    items[patterns->count] = strdup(text);
+    items[patterns->count] = strndup(text, size);
     if (items[patterns->count] == NULL)
         return -ENOMEM;
     patterns->count++;
@@ -36,7 +46,7 @@ static int patterns_copy(const struct qf_patterns *from, struct qf_patterns *to)
 {
     int rc = 0;
     for (size_t i = 0; i < from->count && rc == 0; i++)
-        rc = patterns_add(to, from->items[i]);
+        rc = patterns_add(to, from->items[i], strlen(from->items[i]), "", NULL);
     return rc;
 }
 
@@ -77,100 +87,55 @@ bool qf_patterns_match(const struct qf_patterns *patterns, const char *module,
     return false;
 }
 
-/* ---- values ---- */
+/* ---- members ---- */
+
+/* "only" is one value: a list that takes the place of another. */
+static struct qf_patterns *begin_patterns(struct qf_view *view, enum qf_setting setting)
+{
+    struct qf_patterns *out = qf_setting_patterns(view, setting);
+    if (setting == QF_SETTING_ONLY)
+        patterns_fini(out);
+    return out;
+}
 
 static int set_patterns(const char *key, const qf_json *value, struct qf_patterns *out,
                         struct qf_err *err)
 {
+    int rc = 0;
     if (!qf_json_is_array(value))
         return qf_err_set(err, -EINVAL, "'%s' must be a list of module names", key);
-    for (const qf_json *item = qf_json_first(value); item != NULL;
+    for (const qf_json *item = qf_json_first(value); item != NULL && rc == 0;
          item = qf_json_after(item)) {
         const char *text = qf_json_string(item);
         if (text == NULL || text[0] == '\0')
             return qf_err_set(err, -EINVAL, "'%s' must be a list of module names", key);
-        if (out->count == QF_OVERRIDES_PATTERNS_MAX)
-            return qf_err_set(err, -EINVAL, "'%s': more than %d names", key,
-                              QF_OVERRIDES_PATTERNS_MAX);
-        int rc = patterns_add(out, text);
-        if (rc != 0)
-            return rc;
+        rc = patterns_add(out, text, strlen(text), key, err);
     }
-    return 0;
+    return rc;
 }
-
-static int set_float_dtype(const char *key, const qf_json *value, enum qf_dtype *out,
-                           struct qf_err *err)
-{
-    const char *name = qf_json_string(value);
-    enum qf_dtype dtype = name != NULL ? qf_dtype_from_torch(name) : QF_DTYPE_NONE;
-    if (dtype == QF_DTYPE_NONE)
-        return qf_err_set(err, -EINVAL, "'%s' must be float32, float16 or bfloat16",
-                          key);
-    *out = dtype;
-    return 0;
-}
-
-static int set_storage(const char *key, const qf_json *value, enum qf_dtype *out,
-                       struct qf_err *err)
-{
-    const char *name = qf_json_string(value);
-    if (name != NULL && strcmp(name, "uint8") == 0) {
-        *out = QF_U8;
-        return 0;
-    }
-    if (set_float_dtype(key, value, out, NULL) != 0)
-        return qf_err_set(err, -EINVAL,
-                          "'%s' must be uint8, float32, float16 or bfloat16", key);
-    return 0;
-}
-
-static int set_blocksize(const char *key, const qf_json *value, uint32_t *out,
-                         struct qf_err *err)
-{
-    double number = qf_json_number(value);
-    for (uint32_t size = QF_BLOCKSIZE_DEFAULT; size <= QF_BLOCKSIZE_MAX; size *= 2) {
-        if (number == (double)size) {
-            *out = size;
-            return 0;
-        }
-    }
-    return qf_err_set(err, -EINVAL, "'%s' must be a power of two from %u to %u", key,
-                      QF_BLOCKSIZE_DEFAULT, QF_BLOCKSIZE_MAX);
-}
-
-static int set_threshold(const char *key, const qf_json *value, double *out,
-                         struct qf_err *err)
-{
-    double number = qf_json_number(value);
-    if (!qf_json_is_number(value) || !isfinite(number) || number < 0)
-        return qf_err_set(err, -EINVAL, "'%s' must be a number that is not negative",
-                          key);
-    *out = number;
-    return 0;
-}
-
-/* ---- members ---- */
 
 /* One member but "views". */
 static int apply_member(const char *key, const qf_json *value, struct qf_view *view,
                         struct qf_err *err)
 {
-    if (strcmp(key, "skip") == 0)
-        return set_patterns(key, value, &view->skip, err);
-    if (strcmp(key, "force") == 0)
-        return set_patterns(key, value, &view->force, err);
-    if (strcmp(key, "dtype") == 0)
-        return set_float_dtype(key, value, &view->dtype, err);
-    if (strcmp(key, "compute_dtype") == 0)
-        return set_float_dtype(key, value, &view->compute, err);
-    if (strcmp(key, "quant_storage") == 0)
-        return set_storage(key, value, &view->storage, err);
-    if (strcmp(key, "blocksize") == 0)
-        return set_blocksize(key, value, &view->blocksize, err);
-    if (strcmp(key, "int8_threshold") == 0)
-        return set_threshold(key, value, &view->int8_threshold, err);
-    return qf_err_set(err, -EINVAL, "unknown key '%.100s'", key);
+    int i = 0;
+    while (i < QF_SETTING_COUNT && strcmp(qf_settings[i].key, key) != 0)
+        i++;
+    if (i == QF_SETTING_COUNT)
+        return qf_err_set(err, -EINVAL, "unknown key '%.100s'", key);
+    enum qf_setting setting = (enum qf_setting)i;
+    const char *word = qf_json_string(value);
+    switch (qf_settings[i].kind) {
+    case QF_SETTING_PATTERNS:
+        return set_patterns(key, value, begin_patterns(view, setting), err);
+    case QF_SETTING_NUMBER:
+        return qf_setting_set_number(view, setting, key,
+                                     qf_json_is_number(value) ? qf_json_number(value)
+                                                              : NAN,
+                                     err);
+    default:
+        return qf_setting_set_word(view, setting, key, word != NULL ? word : "", err);
+    }
 }
 
 static int apply_object(const qf_json *object, struct qf_view *view, struct qf_err *err)
@@ -182,32 +147,45 @@ static int apply_object(const qf_json *object, struct qf_view *view, struct qf_e
     return rc;
 }
 
-/* The members of the top level apply first, then those of the view's own object. */
+/* One member of "views". The objects of other views are looked at too: an error in one
+ * should not wait for the day when that view is used. */
+static int apply_view(const qf_json *member, bool by_codec, struct qf_view *view,
+                      struct qf_err *err)
+{
+    const char *name = qf_json_name(member);
+    struct qf_view other;
+    int rc = qf_view_parse(name, strlen(name), &other, err);
+    if (rc == 0 && !qf_json_is_object(member))
+        rc = qf_err_set(err, -EINVAL, "'%s' must be an object", name);
+    if (rc != 0) {
+        qf_err_prefix(err, "'views'");
+        return rc == -ENOMEM ? rc : -EINVAL;
+    }
+    const char *wanted = by_codec ? qf_codec_name(view->codec) : view->name;
+    bool mine = strcmp(other.name, wanted) == 0;
+    rc = apply_object(member, mine ? view : &other, err);
+    if (!mine)
+        qf_view_fini(&other);
+    if (rc != 0)
+        qf_err_prefix(err, "'views': '%s'", name);
+    return rc;
+}
+
+/* The members of the top level apply first, then those for the codec's views, then
+ * those for the view's own name. */
 static int apply_views(const qf_json *views, struct qf_view *view, struct qf_err *err)
 {
+    int rc = 0;
     if (!qf_json_is_object(views))
         return qf_err_set(err, -EINVAL, "'views' must be an object of views by name");
-    for (const qf_json *m = qf_json_first(views); m != NULL; m = qf_json_after(m)) {
-        const char *name = qf_json_name(m);
-        struct qf_view other;
-        int rc = qf_view_parse(name, strlen(name), &other, err);
-        if (rc == 0 && !qf_json_is_object(m))
-            rc = qf_err_set(err, -EINVAL, "'%s' must be an object", name);
-        if (rc != 0) {
-            qf_err_prefix(err, "'views'");
-            return -EINVAL;
-        }
-        /* The objects of other views are looked at too: an error in one should not wait
-         * for the day when that view is used. */
-        rc = apply_object(m, strcmp(name, view->name) == 0 ? view : &other, err);
-        if (strcmp(name, view->name) != 0)
-            qf_view_fini(&other);
-        if (rc != 0) {
-            qf_err_prefix(err, "'views': '%s'", name);
-            return rc;
-        }
-    }
-    return 0;
+    for (const qf_json *m = qf_json_first(views); m != NULL && rc == 0;
+         m = qf_json_after(m))
+        rc = apply_view(m, true, view, err);
+    bool plain = strcmp(view->name, qf_codec_name(view->codec)) == 0;
+    for (const qf_json *m = plain ? NULL : qf_json_first(views); m != NULL && rc == 0;
+         m = qf_json_after(m))
+        rc = apply_view(m, false, view, err);
+    return rc;
 }
 
 static int apply_root(const qf_json *root, struct qf_view *view, struct qf_err *err)
@@ -227,12 +205,46 @@ static int apply_root(const qf_json *root, struct qf_view *view, struct qf_err *
     return views != NULL ? apply_views(views, view, err) : 0;
 }
 
+/* ---- the settings of a name ---- */
+
+static int apply_piece(const struct qf_setting_piece *piece, struct qf_view *view,
+                       struct qf_err *err)
+{
+    const char *label = qf_settings[piece->setting].name;
+    if (qf_settings[piece->setting].kind != QF_SETTING_PATTERNS)
+        return qf_setting_set_text(view, piece->setting, piece->value,
+                                   piece->value_size, err);
+    struct qf_patterns *out = begin_patterns(view, piece->setting);
+    const char *at = piece->value, *text;
+    size_t size;
+    int rc = 0;
+    while (rc == 0 &&
+           qf_setting_next_pattern(&at, piece->value + piece->value_size, &text, &size))
+        rc = patterns_add(out, text, size, label, err);
+    return rc;
+}
+
+static int apply_name(struct qf_view *view, struct qf_err *err)
+{
+    const char *end = view->name + strlen(view->name);
+    const char *at = memchr(view->name, '+', (size_t)(end - view->name));
+    struct qf_setting_piece piece;
+    int rc = 0;
+    while (rc == 0 && at != NULL && qf_setting_next(&at, end, &piece))
+        rc = apply_piece(&piece, view, err);
+    return rc;
+}
+
+/* ---- */
+
 int qf_overrides_apply(const struct qf_view *base, const char *text, size_t size,
                        struct qf_view *out, struct qf_err *err)
 {
     *out = *base;
-    out->skip = out->force = (struct qf_patterns){0};
-    int rc = patterns_copy(&base->skip, &out->skip);
+    out->only = out->skip = out->force = (struct qf_patterns){0};
+    int rc = patterns_copy(&base->only, &out->only);
+    if (rc == 0)
+        rc = patterns_copy(&base->skip, &out->skip);
     if (rc == 0)
         rc = patterns_copy(&base->force, &out->force);
     if (rc == 0 && text != NULL) {
@@ -242,6 +254,8 @@ int qf_overrides_apply(const struct qf_view *base, const char *text, size_t size
                                : -EINVAL;
         qf_json_free(root);
     }
+    if (rc == 0)
+        rc = apply_name(out, err);
     if (rc != 0)
         qf_view_fini(out);
     return rc;
@@ -260,6 +274,7 @@ int qf_overrides_check(const char *text, size_t size, struct qf_err *err)
 
 void qf_view_fini(struct qf_view *view)
 {
+    patterns_fini(&view->only);
     patterns_fini(&view->skip);
     patterns_fini(&view->force);
 }

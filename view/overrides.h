@@ -1,20 +1,25 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Overrides: what a user says about a model against the defaults. They come from a
- * quantfs.json beside the model and from the mount's policy file, in one format:
+/* Overrides: what a user says about a model against the defaults. They come from the
+ * mount's policy file, from a quantfs.json beside the model, and from the view's own
+ * name (view/names.h). The files have one format:
  *
  *   {
  *     "skip":  ["lm_head", "layers.0"],   modules to keep as they are
  *     "force": ["score"],                 output heads, modules of a VAE to quantize
+ *     "only":  ["mlp"],                   modules to quantize, and no others
  *     "dtype": "bfloat16",                D, the model dtype
  *     "compute_dtype": "float16",         bnb_4bit_compute_dtype
  *     "quant_storage": "bfloat16",        bnb_4bit_quant_storage (uint8 or a float)
  *     "blocksize": 128,                   of 4-bit blocks: 64, 128, … 4096
  *     "int8_threshold": 6.0,              llm_int8_threshold
- *     "views": {"nf4": { … }}             the same keys, for one view alone
+ *     "views": {"nf4": { … }}             the same keys, for the views of a codec, or
+ *                                         for one view whose name has settings
  *   }
  *
- * Patterns are added to what the policy decides by itself, never put in its place. A
- * pattern matches a module when its dotted components match a run of the module's
+ * Of single values, "only" included, the last one wins: policy file, quantfs.json,
+ * name. Patterns of "skip" and "force" add up, and are added to what the policy decides
+ * by itself, never put in its place. A pattern matches a module when its dotted
+ * components match a run of the module's
  * ("q_proj", "layers.0", "layers.*.mlp"; '*' is any one component). */
 #ifndef QF_VIEW_OVERRIDES_H
 #define QF_VIEW_OVERRIDES_H
@@ -31,9 +36,10 @@ extern "C" {
 #define QF_OVERRIDES_FILE         "quantfs.json"
 #define QF_OVERRIDES_PATTERNS_MAX 1024
 
-/* The view that `base` becomes under the overrides in `text`; out's pattern lists
- * contain those of base and are owned by it: qf_view_fini. -EINVAL, with a sentence
- * that names the key, for anything that is not as above. text NULL: a copy of base. */
+/* The view that `base` becomes under the overrides in `text`, and then again under the
+ * settings of its own name; out's pattern lists contain those of base and are owned by
+ * it: qf_view_fini. -EINVAL, with a sentence that names the key, for anything that is
+ * not as above. text NULL: the name alone. */
 int qf_overrides_apply(const struct qf_view *base, const char *text, size_t size,
                        struct qf_view *out, struct qf_err *err) QF_MUST_CHECK;
 /* Whether the text is valid for every view there is. */

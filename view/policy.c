@@ -146,19 +146,23 @@ static int judge_settings(const struct qf_planner *p, const struct qf_view *view
 
 /* What the user's patterns change. A head can be forced when it is its own tensor: one
  * that is tied to an embedding would be quantized with it, and only a config that says
- * so rules that out. */
+ * so rules that out. What is forced can still be skipped: whoever says both gets what
+ * every loader takes. */
 static void override_rules(const struct qf_planner *p, const struct qf_view *view,
                            struct qf_path path, enum qf_reason *reason)
 {
     if (*reason == QF_REASON_QUANTIZED && p->vae &&
         !qf_patterns_match(&view->force, path.at, path.size))
         *reason = QF_REASON_VAE;
-    if (*reason == QF_REASON_QUANTIZED &&
-        qf_patterns_match(&view->skip, path.at, path.size))
-        *reason = QF_REASON_SKIPPED;
     if (*reason == QF_REASON_HEAD && p->untied &&
         qf_patterns_match(&view->force, path.at, path.size))
         *reason = QF_REASON_QUANTIZED;
+    if (*reason == QF_REASON_QUANTIZED && view->only.count != 0 &&
+        !qf_patterns_match(&view->only, path.at, path.size))
+        *reason = QF_REASON_SKIPPED;
+    if (*reason == QF_REASON_QUANTIZED &&
+        qf_patterns_match(&view->skip, path.at, path.size))
+        *reason = QF_REASON_SKIPPED;
 }
 
 static int decide(struct qf_planner *p, const struct qf_view *view, size_t index,

@@ -31,7 +31,7 @@ enum qf_reason {
     QF_REASON_EMBEDDING,
     QF_REASON_MHA,     /* out_proj of torch's MultiheadAttention */
     QF_REASON_VAE,     /* of a diffusers autoencoder, whose modules must be asked for */
-    QF_REASON_SKIPPED, /* a skip pattern of the overrides */
+    QF_REASON_SKIPPED, /* a skip pattern of the overrides, or none of "only" */
     QF_REASON_CLOSURE, /* a skip entry that another tensor needs would hit it */
     QF_REASON_COLLISION, /* a part's name exists in the source */
     QF_REASON_SHAPE, /* the view's settings do not fit (a storage dtype that does not
@@ -66,6 +66,9 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
                    const qf_json *config, const struct qf_view *view,
                    struct qf_policy *out, struct qf_err *err) QF_MUST_CHECK;
 void qf_policy_fini(struct qf_policy *policy);
+/* Whether the entry of a llm_int8_skip_modules keeps transformers (5 or 4) or diffusers
+ * from replacing this module. */
+bool qf_skip_hits(const char *entry, const char *module) QF_MUST_CHECK;
 /* A few words for `quantfs info`: "output head", "embedding", … */
 const char *qf_reason_text(enum qf_reason reason);
 

@@ -197,3 +197,9 @@ bool qf_skip_is_plain(struct qf_path text)
             return false;
     return true;
 }
+
+bool qf_skip_hits(const char *entry, const char *module)
+{
+    struct qf_path path = {module, strlen(module)};
+    return qf_skip_v5(path, entry) || qf_skip_v4(path, entry);
+}

@@ -16,20 +16,6 @@ static const char *bool_text(bool value)
     return value ? "true" : "false";
 }
 
-/* A double that reads back the same, spelled as a float: 6.0, not 6. */
-static void append_double(struct qf_buf *out, double value)
-{
-    char text[64];
-    for (int digits = 1; digits <= 17; digits++) {
-        snprintf(text, sizeof text, "%.*f", digits, value);
-        if (strlen(text) < sizeof text - 1 && strtod(text, NULL) == value) {
-            qf_buf_append_str(out, text);
-            return;
-        }
-    }
-    qf_buf_appendf(out, "%.17e", value);
-}
-
 static const char *storage_name(const struct qf_view *view)
 {
     const char *name = qf_dtype_torch_name(view->storage);
@@ -66,7 +52,7 @@ void qf_synth_quantization_config(const struct qf_view *view,
         qf_buf_append_json(out, policy->skip[i], strlen(policy->skip[i]));
     }
     qf_buf_append_str(out, "], \"llm_int8_threshold\": ");
-    append_double(out, view->int8_threshold);
+    qf_buf_append_double(out, view->int8_threshold);
     qf_buf_appendf(out, ", \"load_in_4bit\": %s, \"load_in_8bit\": %s",
                    bool_text(!int8), bool_text(int8));
     qf_buf_append_str(out, ", \"quant_method\": \"bitsandbytes\"}");

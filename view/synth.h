@@ -30,6 +30,19 @@ int qf_synth_index(const struct qf_weight_set *set,
                    const struct qf_layout *const *layouts, struct qf_buf *out,
                    struct qf_err *err) QF_MUST_CHECK;
 
+/* A tensor and the shard that holds it; both borrowed. */
+struct qf_index_name {
+    const char *tensor;
+    const char *shard;
+};
+
+/* An index of these (which are put in the order of their names). Members of "metadata"
+ * other than total_size are those of `text` (NULL: there is none). -EBADMSG: text is no
+ * JSON object; -ENOMEM. */
+int qf_synth_index_text(const char *text, size_t size, uint64_t bytes,
+                        struct qf_index_name *names, size_t count,
+                        struct qf_buf *out) QF_MUST_CHECK;
+
 #ifdef __cplusplus
 }
 #endif

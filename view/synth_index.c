@@ -12,19 +12,15 @@
 
 #define MEMBER "\n    "
 
-struct entry {
-    char *name;        /* owned */
-    const char *shard; /* borrowed */
-};
-
 struct entries {
-    struct entry *items;
+    struct qf_index_name *items; /* names are owned */
     size_t count;
 };
 
 static int compare_entries(const void *a, const void *b)
 {
-    return strcmp(((const struct entry *)a)->name, ((const struct entry *)b)->name);
+    return strcmp(((const struct qf_index_name *)a)->tensor,
+                  ((const struct qf_index_name *)b)->tensor);
 }
 
 static int add_entry(struct entries *entries, const struct qf_tensor *tensor,
@@ -35,7 +31,7 @@ static int add_entry(struct entries *entries, const struct qf_tensor *tensor,
     if (name == NULL)
         return -ENOMEM;
     qf_part_name(tensor->name, part, name, size);
-    entries->items[entries->count++] = (struct entry){name, shard};
+    entries->items[entries->count++] = (struct qf_index_name){name, shard};
     return 0;
 }
 
@@ -63,7 +59,6 @@ static int collect(const struct qf_weight_set *set,
                     rc = add_entry(entries, tensor->src, part, set->shards[i].name);
             }
         }
-    qsort(entries->items, entries->count, sizeof *entries->items, compare_entries);
     return rc;
 }
 
@@ -106,14 +101,16 @@ static int copy_metadata(struct qf_json_scan *scan, const char *total,
 }
 
 /* Finds "metadata" (of several the last); an index without it gets a new one. */
-static int append_metadata(const struct qf_weight_set *set, const char *total,
+static int append_metadata(const char *text, size_t size, const char *total,
                            struct qf_buf *out)
 {
     struct qf_json_scan scan;
     struct qf_json_scan found;
     struct qf_json_token token;
     bool have = false;
-    qf_json_scan_init(&scan, set->index_text, set->index_size, true);
+    if (text == NULL)
+        text = "{}", size = 2;
+    qf_json_scan_init(&scan, text, size, true);
     int rc = qf_json_next(&scan, &token);
     if (rc == 0 && token.kind != QF_JSON_OBJECT)
         return -EBADMSG;
@@ -138,15 +135,26 @@ static int append_metadata(const struct qf_weight_set *set, const char *total,
     return 0;
 }
 
-static void append_weight_map(const struct entries *entries, struct qf_buf *out)
+int qf_synth_index_text(const char *text, size_t size, uint64_t bytes,
+                        struct qf_index_name *names, size_t count, struct qf_buf *out)
 {
-    for (size_t i = 0; i < entries->count; i++) {
-        const struct entry *entry = &entries->items[i];
+    char total[24];
+    snprintf(total, sizeof total, "%llu", (unsigned long long)bytes);
+    if (count != 0)
+        qsort(names, count, sizeof *names, compare_entries);
+    qf_buf_append_str(out, "{\n  \"metadata\": {");
+    int rc = append_metadata(text, size, total, out);
+    if (rc != 0)
+        return rc;
+    qf_buf_append_str(out, "\n  },\n  \"weight_map\": {");
+    for (size_t i = 0; i < count; i++) {
         qf_buf_append_str(out, i == 0 ? MEMBER : "," MEMBER);
-        qf_buf_append_json(out, entry->name, strlen(entry->name));
+        qf_buf_append_json(out, names[i].tensor, strlen(names[i].tensor));
         qf_buf_append_str(out, ": ");
-        qf_buf_append_json(out, entry->shard, strlen(entry->shard));
+        qf_buf_append_json(out, names[i].shard, strlen(names[i].shard));
     }
+    qf_buf_append_str(out, count != 0 ? "\n  }\n}\n" : "}\n}\n");
+    return out->failed ? -ENOMEM : 0;
 }
 
 int qf_synth_index(const struct qf_weight_set *set,
@@ -154,7 +162,6 @@ int qf_synth_index(const struct qf_weight_set *set,
                    struct qf_err *err)
 {
     struct entries entries = {0};
-    char total[24];
     uint64_t bytes = 0;
     int rc;
     assert(set->index_text != NULL);
@@ -162,27 +169,16 @@ int qf_synth_index(const struct qf_weight_set *set,
         if (!qf_add_u64(bytes, layouts[i]->tensor_bytes, &bytes))
             return qf_err_set(err, -EOVERFLOW, "%s: the view's shards are too large",
                               set->index_name);
-    snprintf(total, sizeof total, "%llu", (unsigned long long)bytes);
     rc = collect(set, layouts, &entries);
-    if (rc != 0)
-        goto out;
-    qf_buf_append_str(out, "{\n  \"metadata\": {");
-    rc = append_metadata(set, total, out);
-    if (rc != 0)
-        goto out;
-    qf_buf_append_str(out, "\n  },\n  \"weight_map\": {");
-    append_weight_map(&entries, out);
-    qf_buf_append_str(out, entries.count != 0 ? "\n  }\n}\n" : "}\n}\n");
-
-out:
-    if (rc == 0 && out->failed)
-        rc = -ENOMEM;
+    if (rc == 0)
+        rc = qf_synth_index_text(set->index_text, set->index_size, bytes, entries.items,
+                                 entries.count, out);
     if (rc == -ENOMEM)
         qf_err_set(err, rc, "out of memory");
     else if (rc != 0)
         qf_err_set(err, rc, "%s: not a JSON object", set->index_name);
     for (size_t i = 0; i < entries.count; i++)
-        free(entries.items[i].name);
+        free((char *)entries.items[i].tensor);
     free(entries.items);
     return rc;
 }

@@ -256,7 +256,8 @@ int qf_variant_new(const struct qf_model *model, const struct qf_view *view,
         return -ENOMEM;
     variant->model = model;
     variant->view = *view;
-    variant->view.skip = variant->view.force = (struct qf_patterns){0};
+    variant->view.only = variant->view.skip = variant->view.force =
+        (struct qf_patterns){0};
     struct qf_err err = {""};
     int rc = build(variant, view, &err);
     if (rc == -ENOMEM) {

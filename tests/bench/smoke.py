@@ -16,7 +16,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__)
 sys.path.insert(0, os.path.join(ROOT, "tests", "mount"))
 import qfmount  # noqa: E402
 
-PARTS = "abcdfg"
+PARTS = "abcdfgh"
 
 
 def run(build, work):

@@ -15,9 +15,11 @@
 #include <cmocka.h>
 
 #include "golden/stload.h"
+#include "quant/dequant.h"
 #include "quant/half.h"
 #include "quant/kernels.h"
 #include "quant/tables.h"
+#include "quant/ties.h"
 
 static struct stload golden;
 static const struct qf_kernels *k;
@@ -41,20 +43,6 @@ struct counts {
     size_t nested_far; /* offset or nested_absmax not equal, within 2 ulp */
 };
 
-static int64_t ordered(float x)
-{
-    uint32_t u = qf_f32_bits(x);
-    return (u & 0x80000000u) != 0 ? -(int64_t)(u & 0x7fffffffu) : (int64_t)u;
-}
-
-static bool within_2ulp(float a, float b)
-{
-    if (isnan(a) || isnan(b))
-        return isnan(a) && isnan(b);
-    int64_t d = ordered(a) - ordered(b);
-    return d >= -2 && d <= 2;
-}
-
 static void *get(const char *prefix, const char *suffix, size_t want_size)
 {
     size_t size;
@@ -69,14 +57,6 @@ static void *get(const char *prefix, const char *suffix, size_t want_size)
 static unsigned nibble(const uint8_t *packed, size_t i)
 {
     return i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15u;
-}
-
-static bool near_fp4_threshold(float y)
-{
-    for (int i = 0; i < 7; i++)
-        if (within_2ulp(fabsf(y), qf_f32_of_bits(qf_fp4_thresholds[i])))
-            return true;
-    return false;
 }
 
 static void check_4bit(const struct source *s, bool fp4, struct counts *c)
@@ -100,7 +80,7 @@ static void check_4bit(const struct source *s, bool fp4, struct counts *c)
             if (nibble(got, i) == nibble(want, i))
                 continue;
             float y = i < s->n ? s->wide[i] * (1.0f / absmax[b]) : 0;
-            if (!fp4 || !near_fp4_threshold(y))
+            if (!fp4 || !qf_tie_4bit(true, y, nibble(want, i)))
                 fail_msg("%s %s %s: code %zu is %u, was %u (y = %a)", k->name, s->name,
                          fp4 ? "fp4" : "nf4", i, nibble(got, i), nibble(want, i),
                          (double)y);
@@ -120,16 +100,21 @@ static void check_dequantized(const struct source *s)
     char *want = get(s->name, "nf4.dequantized", s->n * width);
     uint8_t *packed = get(s->name, "nf4.packed", (s->n + 1) / 2);
     float *absmax = get(s->name, "nf4.absmax", (s->n + 63) / 64 * sizeof *absmax);
+    float *values = malloc(s->n * sizeof *values);
+    float map[16];
+    assert_non_null(values);
+    qf_dequant_map(QF_CODEC_NF4, map);
+    k->dequant_4bit(packed, s->n, 64, map, absmax, values);
     for (size_t i = 0; i < s->n; i++) {
-        float value = qf_f32_of_bits(qf_nf4_values[nibble(packed, i)]) * absmax[i / 64];
         float expected;
         float got;
         char rounded[4];
-        k->cast[QF_F32][s->dtype](&value, 1, rounded);
+        k->cast[QF_F32][s->dtype](&values[i], 1, rounded);
         k->cast[s->dtype][QF_F32](rounded, 1, &got);
         k->cast[s->dtype][QF_F32](want + i * width, 1, &expected);
         assert_true(got == expected || (isnan(got) && isnan(expected)));
     }
+    free(values);
     free(want);
     free(packed);
     free(absmax);
@@ -147,7 +132,7 @@ static void check_nested(const struct source *s, struct counts *c)
     float *got_absmax = malloc(nested * sizeof *got_absmax);
     assert_true(got != NULL && got_absmax != NULL);
     float offset = k->mean(absmax, blocks);
-    assert_true(within_2ulp(offset, *want_offset));
+    assert_true(qf_within_ulps(offset, *want_offset, QF_TIE_ULPS));
     c->nested_far += offset != *want_offset;
     k->nested(absmax, blocks, *want_offset, got, got_absmax);
     assert_memory_equal(got, want, blocks);
@@ -192,7 +177,7 @@ static void check_int8(const struct source *s, struct counts *c)
             if (codes[i] == want[row * s->cols + i])
                 continue;
             float p = fp16_of(s->wide[row * s->cols + i]) * (1.0f / scb * 127.0f);
-            if (!within_2ulp(p, floorf(p) + 0.5f))
+            if (!qf_tie_int8(p, want[row * s->cols + i]))
                 fail_msg("%s %s int8: code [%zu, %zu] is %d, was %d (product %a)",
                          k->name, s->name, row, i, codes[i], want[row * s->cols + i],
                          (double)p);

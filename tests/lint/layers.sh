@@ -22,8 +22,9 @@ BEGIN {
     law["view"] = "base quant ckpt view"
     law["cache"] = "base cache"
     law["engine"] = "base quant ckpt view cache engine"
+    law["compare"] = "base quant ckpt view engine compare"
     law["fs"] = law["engine"] " fs"
-    law["cli"] = law["fs"] " cli"
+    law["cli"] = law["fs"] " compare cli"
     law["mount-helpers"] = "base mount-helpers"
 
     owner_of["fuse"] = "^fs/(fuse_ll|daemon)\\.c$"

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""quantfs.json with the real loader: each setting reaches the loaded model.
+"""Settings with the real loader, from a quantfs.json and in the path: each one reaches
+the loaded model.
 
     QUANTFS_BIN=build/ci/cli/quantfs python tests/loaders/overrides.py
 
@@ -80,6 +81,37 @@ CASES = {
 }
 
 
+def check_only(model, view):
+    q = quantized(view)
+    return expect(kinds(model), [q, q, "Linear", "Linear"])
+
+
+def check_dtypes(model, view):
+    up, _, q_proj, head = linears(model)
+    state = getattr(up.weight, "quant_state", None)
+    return expect([str(t) for t in (model.dtype, head.weight.dtype, state.dtype)],
+                  ["torch.float32"] * 3) or expect(type(q_proj).__name__, "Linear4bit")
+
+
+def check_all(model, view):
+    return check_blocksize(model, view) or check_compute(model, view) or \
+        check_storage(model, view)
+
+
+IN_PATH = {
+    "nf4+dtype=bfloat16": lambda model, view: expect(
+        [str(model.dtype), *kinds(model)], ["torch.bfloat16", *["Linear4bit"] * 3, "Linear"]),
+    "nf4+dtype=float32": check_dtypes,
+    "nf4+skip=layers.0:q_proj+dtype=float16": check_skip,
+    "int8+skip=q_proj:layers.0+dtype=float16": check_skip,
+    "dq+only=mlp": check_only,
+    "int8+only=mlp": check_only,
+    "fp4+blocksize=128+compute=float32+storage=bfloat16": check_all,
+    "int8+threshold=4.5": check_threshold,
+    "dq+force=lm_head": check_force,
+}
+
+
 def import_libraries():
     """Also what from_pretrained would import only when it is called."""
     global torch, AutoModelForCausalLM
@@ -101,24 +133,35 @@ def load_and_check(path, view, check):
     return wrong
 
 
+def run_load(name, path, view, check):
+    """In a process of its own: a loaded model is a mapping of the mount."""
+    pid = os.fork()
+    if pid == 0:
+        wrong = load_and_check(path, view, check)
+        print(f"fail {name}: {wrong}" if wrong else f"pass {name}", flush=True)
+        os._exit(1 if wrong else 0)
+    status = os.waitpid(pid, 0)[1]
+    if status not in (0, 256):
+        print(f"fail {name}: the loader ended with {status}", flush=True)
+    return status != 0
+
+
 def run_case(store, name, overrides, check):
-    failed = 0
     with open(f"{store}/demo/quantfs.json", "w", encoding="utf-8") as f:
         json.dump(overrides, f)
     with qfmount.Mount(store) as mount:
-        for view in ("nf4", "dq", "int8"):
-            # In a process of its own: a loaded model is a mapping of the mount.
-            pid = os.fork()
-            if pid == 0:
-                wrong = load_and_check(mount.path(f"{view}/demo"), view, check)
-                print(f"fail {name}:{view}: {wrong}" if wrong else f"pass {name}:{view}",
-                      flush=True)
-                os._exit(1 if wrong else 0)
-            status = os.waitpid(pid, 0)[1]
-            if status not in (0, 256):
-                print(f"fail {name}:{view}: the loader ended with {status}", flush=True)
-            failed += status != 0
-    return failed
+        return sum(run_load(f"{name}:{view}", mount.path(f"{view}/demo"), view, check)
+                   for view in ("nf4", "dq", "int8"))
+
+
+def run_in_path(store):
+    os.remove(f"{store}/demo/quantfs.json")
+    with qfmount.Mount(store, alias="bnb") as mount:
+        failed = sum(run_load(f"in the path:{name}", mount.path(f"{name}/demo"),
+                              name.split("+")[0], check)
+                     for name, check in IN_PATH.items())
+        return failed + run_load("alias", mount.path("dq+only=mlp/demo-bnb-4bit"), "dq",
+                                 check_only)
 
 
 def main():
@@ -131,6 +174,7 @@ def main():
     try:
         qfmount.run("demo", f"{store}/demo")
         failed = sum(run_case(store, name, *case) for name, case in CASES.items())
+        failed += run_in_path(store)
     finally:
         shutil.rmtree(store, ignore_errors=True)
     return 1 if failed else 0

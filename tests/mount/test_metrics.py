@@ -145,6 +145,7 @@ class Metrics(qfmount.StoreCase):
             self.assertEqual(got["encoded"], 0)
             self.assertGreater(got["cache"], 0)
             self.assertGreater(self.get("cache_hits_total"), 0)
+            self.assertEqual(self.get("cache_hits_total"), m.status()["cache_hits"])
             self.assertEqual(self.get("chunks_encoded_total", backend=self.backend()), 0)
 
     def backend(self):
@@ -154,7 +155,13 @@ class Metrics(qfmount.StoreCase):
         return name
 
     def test_requests(self):
-        with qfmount.Mount(self.store) as m:
+        self.check_requests("auto")
+
+    def test_requests_without_passthrough(self):
+        self.check_requests("off")
+
+    def check_requests(self, passthrough):
+        with qfmount.Mount(self.store, passthrough=passthrough) as m:
             self.read(m)
             before = {k: self.get("requests_total", kind=k) for k in
                       ("lookup", "open", "read", "release")}

@@ -1,9 +1,11 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """Extended attributes: where a file comes from, how it is quantized, and why not."""
+import ctypes
 import errno
 import json
 import os
+import time
 
 import qfmount
 import qfstore as S
@@ -18,6 +20,13 @@ def get(path, name):
 
 def names(path):
     return sorted(n.removeprefix(PREFIX) for n in os.listxattr(path))
+
+
+def xxh3(data):
+    """As in .digest; the library is one of the program's own."""
+    hash64 = ctypes.CDLL("libxxhash.so.0").XXH3_64bits
+    hash64.restype, hash64.argtypes = ctypes.c_uint64, (ctypes.c_char_p, ctypes.c_size_t)
+    return f"xxh3:{hash64(data, len(data)):016x}"
 
 
 class Xattr(qfmount.StoreCase):
@@ -56,6 +65,30 @@ class Xattr(qfmount.StoreCase):
         with qfmount.Mount(self.store) as m:
             self.assertNotEqual(get(m.path(path), "key"), key)
             self.assertIn("blocksize=128", get(m.path(path), "settings"))
+
+    def test_digest(self):
+        """Of texts, and of shards once they are sealed; nothing is encoded for it."""
+        name = "nf4/big/model.safetensors"
+        S.write_llama(f"{self.store}/big", hidden=1032, inter=2056, vocab=16)
+        with qfmount.Mount(self.store, cache=f"{self.dir}/cache") as m:
+            for text in ("nf4/big/config.json", "nf4/org/model/config.json"):
+                self.assertEqual(get(m.path(text), "digest"),
+                                 xxh3(S.read_file(m.path(text))))
+                self.assertIn("digest", names(m.path(text)))
+            self.assertErrno([errno.ENODATA], get, m.path(name), "digest")
+            self.assertNotIn("digest", names(m.path(name)))
+            self.assertErrno([errno.ENODATA], get, m.path("nf4/done/model.safetensors"),
+                             "digest")
+            self.assertEqual(m.status()["chunks_encoded"], 0)
+            data = S.read_file(m.path(name))
+            if m.status()["passthrough"] != "on":
+                return
+            end = time.monotonic() + 120
+            while m.status()["shards_sealed"] == 0:
+                self.assertLess(time.monotonic(), end)
+                time.sleep(0.05)
+            self.assertEqual(get(m.path(name), "digest"), xxh3(data))
+            self.assertIn("digest", names(m.path(name)))
 
     def test_passes_through(self):
         with qfmount.Mount(self.store) as m:

@@ -14,7 +14,7 @@ static void origin_put(qf_store *store, uint64_t origin, uint64_t number, size_t
     unsigned char *data = malloc(size + 1);
     assert_non_null(data);
     value_fill(data, size, number);
-    qf_store_put(store, value_key(number), origin, data, size, free, data);
+    qf_store_put(store, value_key(number), origin, data, size, value_done, data);
 }
 
 static int origin_file(qf_store *store, uint64_t origin, uint64_t number, size_t size)

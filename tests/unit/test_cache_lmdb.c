@@ -71,8 +71,9 @@ static void test_stats(void **state)
     tmpdir_remove(dir);
 }
 
-static void post(void *arg)
+static void post(void *arg, bool lasting)
 {
+    (void)lasting;
     sem_post(arg);
 }
 
@@ -222,15 +223,17 @@ struct gate {
     sem_t leave;
 };
 
-static void wait_in_gate(void *arg)
+static void wait_in_gate(void *arg, bool lasting)
 {
+    (void)lasting;
     struct gate *gate = arg;
     sem_post(&gate->entered);
     sem_wait(&gate->leave);
 }
 
-static void count_call(void *arg)
+static void count_call(void *arg, bool lasting)
 {
+    (void)lasting;
     ++*(int *)arg;
 }
 

@@ -32,8 +32,9 @@ static void test_put_get(void **state)
     qf_store_close(NULL);
 }
 
-static void count_call(void *arg)
+static void count_call(void *arg, bool lasting)
 {
+    (void)lasting;
     ++*(int *)arg;
 }
 

@@ -20,7 +20,7 @@ static void origin_put(qf_store *store, uint64_t origin, uint64_t number)
     unsigned char *data = malloc(SIZE);
     assert_non_null(data);
     value_fill(data, SIZE, number);
-    qf_store_put(store, value_key(number), origin, data, SIZE, free, data);
+    qf_store_put(store, value_key(number), origin, data, SIZE, value_done, data);
 }
 
 static int origin_file(qf_store *store, uint64_t origin, uint64_t number, size_t size)

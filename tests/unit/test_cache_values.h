@@ -37,12 +37,19 @@ static inline void value_fill(unsigned char *out, size_t size, uint64_t number)
     }
 }
 
+/* For qf_store_put: the value was malloc'ed. */
+static inline void value_done(void *arg, bool lasting)
+{
+    (void)lasting;
+    free(arg);
+}
+
 static inline void value_put(qf_store *store, uint64_t number, size_t size)
 {
     unsigned char *data = malloc(size + 1);
     assert_non_null(data);
     value_fill(data, size, number);
-    qf_store_put(store, value_key(number), 0, data, size, free, data);
+    qf_store_put(store, value_key(number), 0, data, size, value_done, data);
 }
 
 /* Whether the value is found; if so it must be the right one. */

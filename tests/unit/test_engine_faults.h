@@ -112,7 +112,7 @@ struct late_put {
     uint64_t origin;
     const void *data;
     size_t size;
-    void (*done)(void *arg);
+    qf_store_done *done;
     void *arg;
 };
 
@@ -127,13 +127,13 @@ static inline void *late_put_main(void *arg)
 }
 
 static inline void fault_put(qf_store *store, struct qf_hash128 key, uint64_t origin,
-                             const void *data, size_t size, void (*done)(void *arg),
+                             const void *data, size_t size, qf_store_done *done,
                              void *arg)
 {
     struct fault_store *s = (struct fault_store *)store;
     atomic_fetch_add(&s->puts, 1);
     if (fault_call(&s->dropped)) {
-        done(arg);
+        done(arg, false);
         return;
     }
     struct late_put *put = s->late ? malloc(sizeof *put) : NULL;

@@ -86,6 +86,34 @@ static void test_memory_is_bounded(void **state)
     fx_end(&fx);
 }
 
+/* What the store has is not kept in memory for long; what it has not is. */
+static void test_stored_records_go_first(void **state)
+{
+    (void)state;
+    for (int keeps = 0; keeps < 2; keeps++) {
+        struct fx fx;
+        sparse_begin(&fx, "int8", 0, 24 * 1024, 1024);
+        qf_backend *backend = fx_backend(NULL);
+        qf_store *store = fx_store_mem(keeps ? 1u << 30 : 0);
+        fx_open(&fx, backend, store, QF_ENGINE_MEMORY_MIN);
+        uint64_t hash = hash_all(&fx);
+        struct qf_engine_stats stats = fx_stats(&fx);
+        if (keeps)
+            assert_in_range(stats.memory_used, 1,
+                            QF_ENGINE_MEMORY_MIN / 8 + (2u << 20));
+        else
+            assert_in_range(stats.memory_used, QF_ENGINE_MEMORY_MIN / 4,
+                            QF_ENGINE_MEMORY_MIN);
+        assert_int_equal(hash_all(&fx), hash);
+        if (keeps)
+            assert_int_equal(fx_stats(&fx).chunks_encoded, fx_chunks(&fx));
+        fx_close(&fx);
+        qf_store_close(store);
+        qf_backend_close(backend);
+        fx_end(&fx);
+    }
+}
+
 /* Values of a wrong size are as good as none. */
 static void test_wrong_sizes(void **state)
 {
@@ -385,6 +413,7 @@ int main(void)
 {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_memory_is_bounded),
+        cmocka_unit_test(test_stored_records_go_first),
         cmocka_unit_test(test_wrong_sizes),
         cmocka_unit_test(test_blob_ids),
         cmocka_unit_test(test_stored_meanwhile),

@@ -84,7 +84,7 @@ static inline void file_store_release(qf_store *store, struct qf_store_value *va
 
 static inline void file_store_put(qf_store *store, struct qf_hash128 key,
                                   uint64_t origin, const void *data, size_t size,
-                                  void (*done)(void *arg), void *arg)
+                                  qf_store_done *done, void *arg)
 {
     struct file_store *s = file_store_of(store);
     pthread_mutex_lock(&s->lock);

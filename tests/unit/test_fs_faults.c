@@ -41,11 +41,17 @@ static const struct stfile_tensor big[] = {
 #define INDEX         "model.safetensors.index.json"
 
 static struct file_ref small_refs[] = {
-    {.path = "nf4/m/config.json"},  {.path = "nf4/m/" INDEX},
-    {.path = "nf4/m/" SHARD1},      {.path = "nf4/m/" SHARD2},
-    {.path = "nf4/m/README.md"},    {.path = "nf4/m/linked.txt"},
-    {.path = "dq/m/config.json"},   {.path = "dq/m/" SHARD2},
-    {.path = "int8/m/config.json"}, {.path = "int8/m/" SHARD1},
+    {.path = "nf4/m/config.json"},
+    {.path = "nf4/m/" INDEX},
+    {.path = "nf4/m/" SHARD1},
+    {.path = "nf4/m/" SHARD2},
+    {.path = "nf4/m/README.md"},
+    {.path = "nf4/m/linked.txt"},
+    {.path = "dq/m/config.json"},
+    {.path = "dq/m/" SHARD2},
+    {.path = "int8/m/config.json"},
+    {.path = "int8/m/" SHARD1},
+    {.path = "dq+skip=x:y/m/config.json"},
 };
 #define SMALL_COUNT   (sizeof small_refs / sizeof small_refs[0])
 

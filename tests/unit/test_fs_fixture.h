@@ -44,6 +44,8 @@ struct sfx {
     qf_store *(*wrap)(qf_store *store); /* NULL, or gives another one in its place */
     qf_passthrough *passthrough;        /* borrowed */
     qf_engine *engine;
+    const char *policy; /* borrowed; NULL: none */
+    bool alias_bnb;
     qf_tree *tree;
 };
 
@@ -67,7 +69,11 @@ static inline void sfx_open(struct sfx *s, const char *views)
                                    .view_count = s->view_count,
                                    .engine = s->engine,
                                    .store = s->store,
-                                   .passthrough = s->passthrough};
+                                   .passthrough = s->passthrough,
+                                   .policy = s->policy,
+                                   .policy_size =
+                                       s->policy != NULL ? strlen(s->policy) : 0,
+                                   .alias_bnb = s->alias_bnb};
     assert_int_equal(qf_tree_new(&tree, &s->tree), 0);
 }
 

@@ -17,7 +17,7 @@
 static void test_ids(void **state)
 {
     (void)state;
-    assert_int_equal(qf_node_id(NULL, ""), QF_NODE_ROOT);
+    assert_int_equal(qf_node_id("", ""), QF_NODE_ROOT);
     assert_true(qf_node_id("nf4", "") > QF_NODE_ROOT);
     assert_int_equal(qf_node_id("nf4", "a"), qf_node_id("nf4", "a"));
     assert_int_not_equal(qf_node_id("nf4", "a"), qf_node_id("nf4", "b"));
@@ -35,17 +35,17 @@ static void test_remember(void **state)
     uint64_t generation;
     assert_int_equal(qf_node_table_init(&table), 0);
     assert_int_equal(qf_node_find(&table, 5, &place, &generation), -ENOENT);
-    assert_int_equal(qf_node_remember(&table, TICKET, 5, 2, "a/b", 7), 0);
+    assert_int_equal(qf_node_remember(&table, TICKET, 5, "dq", "a/b", 7), 0);
     assert_int_equal(qf_node_find(&table, 5, &place, &generation), 0);
-    assert_int_equal(place.view, 2);
+    assert_string_equal(place.view, "dq");
     assert_string_equal(place.path, "a/b");
     assert_int_equal(generation, 7);
     free(place.path);
-    assert_int_equal(qf_node_remember(&table, TICKET, 5, 2, "a/b", 9), 0);
+    assert_int_equal(qf_node_remember(&table, TICKET, 5, "dq", "a/b", 9), 0);
     assert_int_equal(qf_node_find(&table, 5, &place, &generation), 0);
     assert_int_equal(generation, QF_GENERATION_UNSURE);
     free(place.path);
-    assert_int_equal(qf_node_remember(&table, TICKET, 5, 2, "a/b", 9), 0);
+    assert_int_equal(qf_node_remember(&table, TICKET, 5, "dq", "a/b", 9), 0);
     assert_int_equal(qf_node_find(&table, 5, &place, &generation), 0);
     assert_int_equal(generation, 9);
     free(place.path);
@@ -57,7 +57,7 @@ static void test_remember(void **state)
     assert_int_equal(qf_node_find(&table, 5, &place, &generation), -ENOENT);
     qf_node_forget(&table, 5, 1);
     /* more than there were */
-    assert_int_equal(qf_node_remember(&table, TICKET, 5, 2, "a/b", 7), 0);
+    assert_int_equal(qf_node_remember(&table, TICKET, 5, "dq", "a/b", 7), 0);
     qf_node_forget(&table, 5, UINT64_MAX);
     assert_int_equal(table.count, 0);
     qf_node_table_fini(&table);
@@ -80,24 +80,26 @@ static void test_crossing_lookups(void **state)
     for (int old_last = 0; old_last < 2; old_last++) {
         struct qf_node_table table;
         assert_int_equal(qf_node_table_init(&table), 0);
-        assert_int_equal(qf_node_remember(&table, TICKET, 5, 2, "a", 1), 0);
+        assert_int_equal(qf_node_remember(&table, TICKET, 5, "dq", "a", 1), 0);
         assert_generation(&table, 1);
         uint64_t first = TICKET, second = TICKET, third = TICKET;
-        assert_int_equal(qf_node_remember(&table, first, 5, 2, "a", old_last ? 2 : 1),
+        assert_int_equal(qf_node_remember(&table, first, 5, "dq", "a",
+                                          old_last ? 2 : 1),
                          0);
         assert_generation(&table, old_last ? QF_GENERATION_UNSURE : 1);
-        assert_int_equal(qf_node_remember(&table, second, 5, 2, "a", old_last ? 1 : 2),
+        assert_int_equal(qf_node_remember(&table, second, 5, "dq", "a",
+                                          old_last ? 1 : 2),
                          0);
         assert_generation(&table, QF_GENERATION_UNSURE);
         /* began before the change was seen */
-        assert_int_equal(qf_node_remember(&table, third, 5, 2, "a", 2), 0);
+        assert_int_equal(qf_node_remember(&table, third, 5, "dq", "a", 2), 0);
         assert_generation(&table, QF_GENERATION_UNSURE);
-        assert_int_equal(qf_node_remember(&table, TICKET, 5, 2, "a", 2), 0);
+        assert_int_equal(qf_node_remember(&table, TICKET, 5, "dq", "a", 2), 0);
         assert_generation(&table, 2);
         /* an open found other contents: the lookup that follows has the last word */
         qf_node_doubt(&table, 5);
         assert_generation(&table, QF_GENERATION_UNSURE);
-        assert_int_equal(qf_node_remember(&table, TICKET, 5, 2, "a", 3), 0);
+        assert_int_equal(qf_node_remember(&table, TICKET, 5, "dq", "a", 3), 0);
         assert_generation(&table, 3);
         qf_node_doubt(&table, 6);
         qf_node_table_fini(&table);
@@ -112,15 +114,15 @@ static void test_collision(void **state)
     struct qf_place place;
     uint64_t generation;
     assert_int_equal(qf_node_table_init(&table), 0);
-    assert_int_equal(qf_node_remember(&table, TICKET, 5, 2, "a", 7), 0);
-    assert_int_equal(qf_node_remember(&table, TICKET, 5, 2, "b", 8), -EIO);
-    assert_int_equal(qf_node_remember(&table, TICKET, 5, 3, "a", 8), -EIO);
+    assert_int_equal(qf_node_remember(&table, TICKET, 5, "dq", "a", 7), 0);
+    assert_int_equal(qf_node_remember(&table, TICKET, 5, "dq", "b", 8), -EIO);
+    assert_int_equal(qf_node_remember(&table, TICKET, 5, "nf4", "a", 8), -EIO);
     assert_int_equal(qf_node_find(&table, 5, &place, &generation), 0);
     assert_string_equal(place.path, "a");
     assert_int_equal(generation, 7);
     free(place.path);
     qf_node_forget(&table, 5, 1);
-    assert_int_equal(qf_node_remember(&table, TICKET, 5, 2, "b", 8), 0);
+    assert_int_equal(qf_node_remember(&table, TICKET, 5, "dq", "b", 8), 0);
     qf_node_table_fini(&table);
 }
 
@@ -136,8 +138,8 @@ static void test_many(void **state)
     size_t first = table.bucket_count;
     for (unsigned i = 0; i < COUNT; i++) {
         snprintf(path, sizeof path, "d/%u", i);
-        assert_int_equal(qf_node_remember(&table, TICKET, qf_node_id("nf4", path), 0,
-                                          path, i + 1),
+        assert_int_equal(qf_node_remember(&table, TICKET, qf_node_id("nf4", path),
+                                          "nf4", path, i + 1),
                          0);
     }
     assert_int_equal(table.count, COUNT);

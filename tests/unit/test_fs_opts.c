@@ -87,7 +87,8 @@ static void test_every_option(void **state)
     assert_int_equal(
         parse("views=dq:nf4,cache=/c/d "
               "e,cache_size=1G,cache_min_free=2G,memory=64M,threads=3,isa=avx2,"
-              "attr_ttl=7,read_ahead_kb=128,fsname=x=y,allow_other,passthrough=off,"
+              "attr_ttl=7,alias=bnb,read_ahead_kb=128,fsname=x=y,allow_other,"
+              "passthrough=off,"
               "debug"),
         0);
     assert_int_equal(o.view_count, 2);
@@ -110,15 +111,21 @@ static void test_every_option(void **state)
     assert_string_equal(o.limits, "/l");
     assert_int_equal(o.read_ahead_kb, 128);
     assert_string_equal(o.fsname, "x=y");
+    assert_true(o.alias_bnb);
     assert_true(o.allow_other);
     assert_true(o.no_passthrough);
     assert_true(o.debug);
     /* a later list adds to an earlier one, and the last word counts */
     assert_int_equal(
-        qf_mount_options_parse(&o, "attr_ttl=0,views=int8,passthrough=auto", NULL), 0);
+        qf_mount_options_parse(
+            &o, "attr_ttl=0,alias=none,views=int8:nf4+skip=b+skip=a,passthrough=auto",
+            NULL),
+        0);
+    assert_false(o.alias_bnb);
+    assert_string_equal(o.views[1].name, "nf4+skip=a:b");
     assert_false(o.no_passthrough);
     assert_int_equal(o.attr_ttl_s, 0);
-    assert_int_equal(o.view_count, 1);
+    assert_int_equal(o.view_count, 2);
     assert_int_equal(o.threads, 3);
 }
 
@@ -147,6 +154,10 @@ static void test_refusals(void **state)
     assert_refused("views=nf5", "nf5");
     assert_refused("views=nf4:", "views");
     assert_refused("views=nf4:nf4", "nf4");
+    assert_refused("views=nf4+blocksize=1", "'blocksize' must be");
+    assert_refused("views=nf4+skip=a:b", "skip=A+skip=B");
+    assert_refused("alias", "alias");
+    assert_refused("alias=all", "bnb or none");
     assert_refused("passthrough", "passthrough");
     assert_refused("passthrough=", "passthrough");
     assert_refused("passthrough=on", "passthrough");

@@ -77,15 +77,26 @@ static void test_files(void **state)
            "dtype=bfloat16,compute_dtype=bfloat16,blocksize=64,quant_storage=uint8,"
            "nested_blocksize=256");
     expect("int8/" SHARD, "settings", "dtype=bfloat16,int8_threshold=6");
+    expect("nf4+blocksize=128+compute=float32+skip=b:a+only=self_attn/" SHARD,
+           "settings",
+           "dtype=bfloat16,compute_dtype=float32,blocksize=128,quant_storage=uint8,"
+           "only=self_attn,skip=a:b");
+    expect("int8+threshold=5.5+force=x/org/model", "settings",
+           "dtype=bfloat16,int8_threshold=5.5,force=x");
+    /* The one name of a view, whichever way it was spelled. */
+    expect("nf4+skip=b:a/" SHARD, "view", "nf4+skip=a:b");
+    expect("nf4+skip=b:a", "view", "nf4+skip=a:b");
+    expect("dq/org/plain/notes.txt", "view", "dq");
     expect("int8/org/model/config.json", "codec", "int8");
     assert_int_equal(get("nf4/" SHARD, "reason"), -ENODATA);
     assert_int_equal(get("nf4/" SHARD, "digest"), -ENODATA);
     assert_int_equal(count("nf4/" SHARD), 5);
-    assert_int_equal(count("nf4/org/model/config.json"), 5);
+    assert_int_equal(count("nf4/org/model/config.json"), 6);
     /* as it is in the store */
     expect("nf4/org/model/README.md", "source", "org/model/README.md");
-    static const char *const others[] = {"codec", "settings", "size_source", "key"};
-    for (size_t i = 0; i < 4; i++) {
+    static const char *const others[] = {"codec", "settings", "size_source", "key",
+                                         "digest"};
+    for (size_t i = 0; i < sizeof others / sizeof *others; i++) {
         assert_int_equal(get("nf4/org/model/README.md", others[i]), -ENODATA);
         assert_int_equal(get("nf4/org/bad/model.safetensors", others[i]), -ENODATA);
     }

@@ -61,6 +61,7 @@ static const struct qf_decision decisions[] = {{QF_REASON_QUANTIZED, QF_BF16, fa
 static struct qf_view dq(void)
 {
     struct qf_view view;
+    allocations_left = -1;
     assert_int_equal(qf_view_parse("dq", 2, &view, NULL), 0);
     return view;
 }
@@ -102,7 +103,6 @@ static void test_index(void **state)
     struct qf_layout *layout;
     long n = 0;
     (void)state;
-    allocations_left = -1;
     assert_int_equal(qf_layout_build(&header, decisions, &view, QF_BF16, &layout, NULL),
                      0);
     for (;; n++) {
@@ -132,7 +132,6 @@ static void test_config(void **state)
     struct qf_model model = {.config_text = text, .config_size = strlen(text)};
     long n = 0;
     (void)state;
-    allocations_left = -1;
     model.config = qf_json_parse(text, strlen(text), NULL);
     assert_non_null(model.config);
     for (;; n++) {

@@ -3,6 +3,7 @@
 #include <stdarg.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include <cmocka.h>
@@ -119,12 +120,122 @@ static void test_patterns_add_up(void **state)
     qf_view_fini(&first);
 }
 
+static void test_only_is_one_value(void **state)
+{
+    (void)state;
+    struct qf_view first, second;
+    accepts("nf4", "{\"only\":[\"a\",\"b\"],\"views\":{\"dq\":{\"only\":[\"d\"]}}}",
+            &first);
+    assert_int_equal(first.only.count, 2);
+    assert_int_equal(qf_overrides_apply(&first, "{\"only\":[\"c\"]}", 14, &second,
+                                        NULL),
+                     0);
+    assert_int_equal(second.only.count, 1);
+    assert_string_equal(second.only.items[0], "c");
+    qf_view_fini(&second);
+    assert_int_equal(qf_overrides_apply(&first, "{\"only\":[]}", 11, &second, NULL), 0);
+    assert_int_equal(second.only.count, 0);
+    qf_view_fini(&second);
+    qf_view_fini(&first);
+    accepts("dq", "{\"views\":{\"dq\":{\"only\":[\"d\"]}},\"only\":[\"a\"]}", &first);
+    assert_int_equal(first.only.count, 1);
+    assert_string_equal(first.only.items[0], "d");
+    qf_view_fini(&first);
+}
+
+/* The name says it last: its values win, its patterns are added, its "only" stays. */
+static void test_the_name_wins(void **state)
+{
+    (void)state;
+    struct qf_view first, second;
+    static const char name[] =
+        "nf4+dtype=float16+blocksize=64+only=mlp+skip=b:c+force=score";
+    accepts(name,
+            "{\"blocksize\":128,\"dtype\":\"bfloat16\",\"compute_dtype\":\"float32\","
+            "\"skip\":[\"a\",\"b\"],\"only\":[\"attn\"]}",
+            &first);
+    assert_int_equal(first.dtype, QF_F16);
+    assert_int_equal(first.blocksize, 64);
+    assert_int_equal(first.compute, QF_F32);
+    assert_int_equal(first.skip.count, 3);
+    assert_string_equal(first.skip.items[0], "a");
+    assert_string_equal(first.skip.items[2], "c");
+    assert_int_equal(first.only.count, 1);
+    assert_string_equal(first.only.items[0], "mlp");
+    assert_string_equal(first.force.items[0], "score");
+    /* And again after a second file. */
+    assert_int_equal(qf_overrides_apply(&first, "{\"blocksize\":256,\"skip\":[\"d\"]}",
+                                        30, &second, NULL),
+                     0);
+    assert_int_equal(second.blocksize, 64);
+    assert_int_equal(second.compute, QF_F32);
+    assert_int_equal(second.skip.count, 4);
+    assert_int_equal(second.only.count, 1);
+    qf_view_fini(&second);
+    qf_view_fini(&first);
+    struct qf_view base = base_view(name);
+    assert_int_equal(qf_overrides_apply(&base, NULL, 0, &first, NULL), 0);
+    assert_int_equal(first.skip.count, 2);
+    qf_view_fini(&first);
+}
+
+static void test_objects_for_views_with_settings(void **state)
+{
+    (void)state;
+    static const char text[] =
+        "{\"views\":{\"nf4+skip=a+blocksize=64\":{\"compute_dtype\":\"float16\","
+        "\"skip\":[\"x\"]},\"nf4\":{\"compute_dtype\":\"float32\",\"skip\":[\"n\"]}}}";
+    struct qf_view out;
+    accepts("nf4+blocksize=64+skip=a", text, &out);
+    assert_int_equal(out.compute, QF_F16);
+    assert_int_equal(out.skip.count, 3);
+    assert_string_equal(out.skip.items[0], "n");
+    assert_string_equal(out.skip.items[1], "x");
+    qf_view_fini(&out);
+    accepts("nf4+skip=a", text, &out);
+    assert_int_equal(out.compute, QF_F32);
+    assert_int_equal(out.skip.count, 2);
+    qf_view_fini(&out);
+    accepts("nf4", text, &out);
+    assert_int_equal(out.compute, QF_F32);
+    assert_int_equal(out.skip.count, 1);
+    qf_view_fini(&out);
+    refuses("{\"views\":{\"int8+blocksize=64\":{}}}", "no setting 'blocksize'");
+    refuses("{\"views\":{\"dq+only=a\":{\"dtype\":1}}}",
+            "'dq+only=a': 'dtype' must be");
+}
+
+/* At the limit and past it, with a pattern of the name on top. */
+static void test_number_of_patterns(void **state)
+{
+    (void)state;
+    struct qf_buf text = {0};
+    qf_buf_append_str(&text, "{\"skip\":[\"0\"");
+    for (int i = 1; i < QF_OVERRIDES_PATTERNS_MAX; i++)
+        qf_buf_appendf(&text, ",\"%d\"", i);
+    qf_buf_append_str(&text, "]}");
+    char *list = qf_buf_take(&text, NULL);
+    struct qf_view out, base = base_view("nf4+skip=x");
+    struct qf_err err = {""};
+    accepts("nf4", list, &out);
+    assert_int_equal(out.skip.count, QF_OVERRIDES_PATTERNS_MAX);
+    qf_view_fini(&out);
+    accepts("nf4+skip=7", list, &out);
+    assert_int_equal(out.skip.count, QF_OVERRIDES_PATTERNS_MAX);
+    qf_view_fini(&out);
+    assert_int_equal(qf_overrides_apply(&base, list, strlen(list), &out, &err),
+                     -EINVAL);
+    assert_non_null(strstr(err.text, "more than 1024"));
+    free(list);
+}
+
 static void test_errors_name_the_key(void **state)
 {
     (void)state;
     refuses("{\"skp\":[]}", "unknown key 'skp'");
     refuses("{\"skip\":\"lm_head\"}", "'skip' must be a list");
     refuses("{\"skip\":[1]}", "'skip' must be a list");
+    refuses("{\"only\":\"mlp\"}", "'only' must be a list");
     refuses("{\"force\":[\"\"]}", "'force' must be a list");
     refuses("{\"dtype\":\"float64\"}", "'dtype' must be");
     refuses("{\"dtype\":16}", "'dtype' must be");
@@ -203,9 +314,19 @@ static void test_policy_patterns(void **state)
     static const char unknown[] = "{\"model_type\":\"llama\"}";
     assert_int_equal(judge(untied, "{\"skip\":[\"to_q\"]}", 0), QF_REASON_SKIPPED);
     assert_int_equal(judge(untied, "{\"skip\":[\"to_q\"]}", 1), QF_REASON_QUANTIZED);
+    assert_int_equal(judge(untied, "{\"only\":[\"to_q\"]}", 0), QF_REASON_QUANTIZED);
+    assert_int_equal(judge(untied, "{\"only\":[\"to_q\"]}", 1), QF_REASON_SKIPPED);
+    assert_int_equal(judge(untied, "{\"only\":[\"to_q\"],\"skip\":[\"to_q\"]}", 0),
+                     QF_REASON_SKIPPED);
+    assert_int_equal(judge(untied, "{\"only\":[\"lm_head\"]}", 2), QF_REASON_HEAD);
+    assert_int_equal(judge(untied, "{\"only\":[\"to_q\"],\"force\":[\"lm_head\"]}", 2),
+                     QF_REASON_SKIPPED);
     assert_int_equal(judge(untied, "{}", 2), QF_REASON_HEAD);
     assert_int_equal(judge(untied, "{\"force\":[\"lm_head\"]}", 2),
                      QF_REASON_QUANTIZED);
+    assert_int_equal(judge(untied, "{\"skip\":[\"lm_head\"],\"force\":[\"lm_head\"]}",
+                           2),
+                     QF_REASON_SKIPPED);
     assert_int_equal(judge(unknown, "{\"force\":[\"lm_head\"]}", 2), QF_REASON_HEAD);
 }
 
@@ -216,6 +337,10 @@ int main(void)
         cmocka_unit_test(test_every_key),
         cmocka_unit_test(test_views_and_order),
         cmocka_unit_test(test_patterns_add_up),
+        cmocka_unit_test(test_only_is_one_value),
+        cmocka_unit_test(test_the_name_wins),
+        cmocka_unit_test(test_objects_for_views_with_settings),
+        cmocka_unit_test(test_number_of_patterns),
         cmocka_unit_test(test_errors_name_the_key),
         cmocka_unit_test(test_matching),
         cmocka_unit_test(test_vae),

@@ -14,8 +14,9 @@
 
 #include "base/clock.h"
 #include "cli/mounted.h"
-#include "cli/warm.h"
+#include "cli/source.h"
 #include "fs/file.h"
+#include "fs/xattr.h"
 
 /* Others use a mount, too: at some point enough has been waited for. */
 #define SETTLE_MS      60000
@@ -28,7 +29,7 @@ static void doze(void)
 
 /* ---- a mount ---- */
 
-static int mount_list(const struct qf_warm_source *source, const char *path,
+static int mount_list(const struct qf_views_source *source, const char *path,
                       int (*each)(void *arg, const char *name, bool is_dir), void *arg)
 {
     (void)source;
@@ -49,30 +50,32 @@ static int mount_list(const struct qf_warm_source *source, const char *path,
     return rc;
 }
 
-static int mount_open(const struct qf_warm_source *source, const char *path,
-                      struct qf_warm_file *out)
+static int mount_open(const struct qf_views_source *source, const char *path,
+                      struct qf_source_file *out)
 {
     (void)source;
-    struct stat st;
-    *out = (struct qf_warm_file){.fd = open(path, O_RDONLY | O_CLOEXEC)};
-    int rc = out->fd < 0 || fstat(out->fd, &st) != 0 ? -errno : 0;
-    /* A file that the view does not change has none. A daemon that knows no attributes
-     * says something else: then the file is read for nothing. */
-    if (rc == 0 && fgetxattr(out->fd, "user.quantfs.codec", NULL, 0) < 0 &&
-        errno == ENODATA)
-        rc = -ENODATA;
-    if (rc == 0) {
-        out->size = (uint64_t)st.st_size;
-        posix_fadvise(out->fd, 0, 0, POSIX_FADV_SEQUENTIAL);
-    } else if (out->fd >= 0) {
-        close(out->fd);
+    *out = (struct qf_source_file){.fd = open(path, O_RDONLY | O_CLOEXEC)};
+    int rc = out->fd < 0 || fstat(out->fd, &out->st) != 0 ? -errno : 0;
+    if (rc == 0 && !S_ISREG(out->st.st_mode))
+        rc = S_ISDIR(out->st.st_mode) ? -EISDIR : -EINVAL;
+    if (rc != 0) {
+        if (out->fd >= 0)
+            close(out->fd);
+        return rc;
     }
-    return rc;
+    out->size = (uint64_t)out->st.st_size;
+    /* A file that the view does not change has none. A daemon that knows no attributes
+     * says something else. */
+    out->shard =
+        fgetxattr(out->fd, "user.quantfs.codec", NULL, 0) >= 0 || errno != ENODATA;
+    posix_fadvise(out->fd, 0, 0, POSIX_FADV_SEQUENTIAL);
+    return 0;
 }
 
-static ssize_t mount_read(struct qf_warm_file *file, void *buf, size_t size,
-                          uint64_t off)
+static ssize_t mount_read(struct qf_source_file *file, void *buf, size_t size,
+                          uint64_t off, bool drop)
 {
+    (void)drop;
     ssize_t n;
     do
         n = pread(file->fd, buf, size, (off_t)off);
@@ -83,13 +86,26 @@ static ssize_t mount_read(struct qf_warm_file *file, void *buf, size_t size,
     return n;
 }
 
-static void mount_close(const struct qf_warm_source *source, struct qf_warm_file *file)
+static int mount_key(const struct qf_views_source *source,
+                     const struct qf_source_file *file, struct qf_buf *out)
+{
+    char text[128];
+    (void)source;
+    ssize_t n = fgetxattr(file->fd, "user.quantfs.key", text, sizeof text);
+    if (n < 0)
+        return -errno;
+    qf_buf_append(out, text, (size_t)n);
+    return 0;
+}
+
+static void mount_close(const struct qf_views_source *source,
+                        struct qf_source_file *file)
 {
     (void)source;
     close(file->fd);
 }
 
-static void mount_settle(const struct qf_warm_source *source)
+static void mount_settle(const struct qf_views_source *source)
 {
     static const char *const keys[] = {"chunks_queued", "chunks_encoding",
                                        "storing_bytes"};
@@ -106,11 +122,11 @@ static void mount_settle(const struct qf_warm_source *source)
     }
 }
 
-static void mount_counts(const struct qf_warm_source *source,
-                         struct qf_warm_counts *out)
+static void mount_counts(const struct qf_views_source *source,
+                         struct qf_source_counts *out)
 {
     char *status = qf_mounted_status(source->top);
-    *out = (struct qf_warm_counts){
+    *out = (struct qf_source_counts){
         .chunks_encoded = qf_mounted_number(status, "chunks_encoded"),
         .cache_hits = qf_mounted_number(status, "cache_hits"),
         .evictions = qf_mounted_number(status, "cache_evictions"),
@@ -119,10 +135,11 @@ static void mount_counts(const struct qf_warm_source *source,
     free(status);
 }
 
-const struct qf_warm_source_ops qf_warm_mount_ops = {
+const struct qf_source_ops qf_source_mount_ops = {
     .list = mount_list,
     .open = mount_open,
     .read = mount_read,
+    .key = mount_key,
     .close = mount_close,
     .settle = mount_settle,
     .counts = mount_counts,
@@ -151,7 +168,7 @@ static int find_id(qf_tree *tree, const char *path, uint64_t *id)
     return rc;
 }
 
-static int stack_list(const struct qf_warm_source *source, const char *path,
+static int stack_list(const struct qf_views_source *source, const char *path,
                       int (*each)(void *arg, const char *name, bool is_dir), void *arg)
 {
     qf_tree *tree = source->stack->tree;
@@ -172,24 +189,24 @@ static int stack_list(const struct qf_warm_source *source, const char *path,
     return rc;
 }
 
-static int stack_open(const struct qf_warm_source *source, const char *path,
-                      struct qf_warm_file *out)
+static int stack_open(const struct qf_views_source *source, const char *path,
+                      struct qf_source_file *out)
 {
     qf_tree *tree = source->stack->tree;
     struct qf_entry entry;
     int fd;
-    *out = (struct qf_warm_file){.fd = -1};
+    *out = (struct qf_source_file){.fd = -1};
     int rc = find_id(tree, path, &out->id);
     if (rc != 0)
         return rc;
     rc = qf_tree_getattr(tree, out->id, &entry);
     if (rc == 0)
         rc = qf_file_open(tree, out->id, &out->file);
-    if (rc == 0 && !qf_file_sealed(out->file, &fd))
-        rc = -ENODATA;
     if (rc == 0) {
+        out->st = entry.st;
         out->size = (uint64_t)entry.st.st_size;
-        out->sealed = fd >= 0;
+        out->shard = qf_file_sealed(out->file, &fd);
+        out->sealed = out->shard && fd >= 0;
     } else {
         qf_file_close(out->file);
         qf_tree_forget(tree, out->id, 1);
@@ -197,26 +214,37 @@ static int stack_open(const struct qf_warm_source *source, const char *path,
     return rc;
 }
 
-static ssize_t stack_read(struct qf_warm_file *file, void *buf, size_t size,
-                          uint64_t off)
+static ssize_t stack_read(struct qf_source_file *file, void *buf, size_t size,
+                          uint64_t off, bool drop)
 {
-    (void)buf;
     struct qf_file_read read;
     int rc = qf_file_read(file->file, off, size, &read);
     if (rc != 0)
         return rc;
+    char *to = buf;
+    for (size_t i = 0; !drop && i < read.piece_count; i++) {
+        memcpy(to, read.pieces[i].iov_base, read.pieces[i].iov_len);
+        to += read.pieces[i].iov_len;
+    }
     ssize_t n = (ssize_t)read.size;
     qf_file_read_done(&read);
     return n;
 }
 
-static void stack_close(const struct qf_warm_source *source, struct qf_warm_file *file)
+static int stack_key(const struct qf_views_source *source,
+                     const struct qf_source_file *file, struct qf_buf *out)
+{
+    return qf_xattr_get(source->stack->tree, file->id, "user.quantfs.key", out);
+}
+
+static void stack_close(const struct qf_views_source *source,
+                        struct qf_source_file *file)
 {
     qf_file_close(file->file);
     qf_tree_forget(source->stack->tree, file->id, 1);
 }
 
-static void stack_settle(const struct qf_warm_source *source)
+static void stack_settle(const struct qf_views_source *source)
 {
     struct qf_engine_stats stats;
     qf_engine_stats(source->stack->engine, &stats);
@@ -227,14 +255,14 @@ static void stack_settle(const struct qf_warm_source *source)
     qf_store_flush(source->stack->store);
 }
 
-static void stack_counts(const struct qf_warm_source *source,
-                         struct qf_warm_counts *out)
+static void stack_counts(const struct qf_views_source *source,
+                         struct qf_source_counts *out)
 {
     struct qf_engine_stats engine;
     struct qf_store_stats store;
     qf_engine_stats(source->stack->engine, &engine);
     qf_store_stats(source->stack->store, &store);
-    *out = (struct qf_warm_counts){
+    *out = (struct qf_source_counts){
         .chunks_encoded = engine.chunks_encoded,
         .cache_hits = engine.cache_hits,
         .evictions = store.evictions,
@@ -242,11 +270,27 @@ static void stack_counts(const struct qf_warm_source *source,
     };
 }
 
-const struct qf_warm_source_ops qf_warm_stack_ops = {
+const struct qf_source_ops qf_source_stack_ops = {
     .list = stack_list,
     .open = stack_open,
     .read = stack_read,
+    .key = stack_key,
     .close = stack_close,
     .settle = stack_settle,
     .counts = stack_counts,
 };
+
+int qf_source_read_all(const struct qf_views_source *source,
+                       struct qf_source_file *file, void *buf, size_t size,
+                       uint64_t off)
+{
+    while (size > 0) {
+        ssize_t n = source->ops->read(file, buf, size, off, false);
+        if (n <= 0)
+            return n < 0 ? (int)n : -ESTALE;
+        buf = (char *)buf + n;
+        off += (uint64_t)n;
+        size -= (size_t)n;
+    }
+    return 0;
+}

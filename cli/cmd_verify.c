@@ -1,0 +1,302 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Directories are compared one after the other, each with a stack whose one view has
+ * the settings that the directory has: components of a pipeline may differ. */
+#include <dirent.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/path.h"
+#include "cli/cli.h"
+#include "cli/mounted.h"
+#include "cli/verify.h"
+
+#define CLI_DIFFERENT 3
+#define DEPTH_MAX     64
+
+struct command {
+    struct qf_mount_options options;
+    struct qf_view views[QF_VIEWS_MAX];
+    size_t view_count;
+    const char *against;
+    bool json, quiet;
+    char dir[PATH_MAX], source[PATH_MAX]; /* absolute, without links */
+    size_t path_count;
+    char **paths; /* below dir, of directories with weights; owned */
+    uint64_t bytes;
+    struct qf_verify verify;
+};
+
+static void print_help(void)
+{
+    puts(
+        "usage: quantfs verify [--view VIEW] [-o OPTION[,OPTION…]]… [--jobs N]\n"
+        "                      [--json] [--quiet] DIR --against PATH\n"
+        "\n"
+        "Tells whether the quantized checkpoint in DIR (of quantfs export, or saved\n"
+        "by anybody's bitsandbytes) holds what a view of the model in PATH holds: "
+        "every\n"
+        "code, absmax, SCB, quant_state and kept tensor, in whatever shards they are.\n"
+        "PATH is a model in a store, or lies in a mount. Settings are read from DIR.\n"
+        "\n"
+        "Where bitsandbytes' own kernels are known to differ from each other, a\n"
+        "difference is a known tie: named, counted, and equal. Every other one is\n"
+        "told: tensor, element, both values.\n"
+        "\n"
+        "      --against PATH  the model that was quantized\n"
+        "      --view VIEW     compare with this view, whatever DIR says it is\n"
+        "  -o, --options LIST  options of quantfs mount\n"
+        "      --jobs N        readers (4)\n"
+        "      --json          one JSON document at the end\n"
+        "  -q, --quiet         no progress, and without --json no output\n"
+        "\n"
+        "exit codes: 0 equal, but for known ties, 1 usage, 2 could not be compared,\n"
+        "            3 different, 128 + N ended by signal N");
+}
+
+/* ---- arguments ---- */
+
+static int set_view(struct command *c, const char *text)
+{
+    struct qf_err err = {""};
+    if (qf_view_parse_list(text, c->views, &c->view_count, &err) != 0)
+        return qf_cli_usage_error("verify", "%s", err.text);
+    if (c->view_count != 1)
+        return qf_cli_usage_error("verify", "--view %s: one view at a time", text);
+    c->verify.view = &c->views[0];
+    return 0;
+}
+
+static int parse_one(struct command *c, int option, const char *word)
+{
+    struct qf_err err = {""};
+    switch (option) {
+    case 'a':
+        c->against = optarg;
+        return 0;
+    case 'v':
+        return set_view(c, optarg);
+    case 'o':
+        if (qf_mount_options_parse(&c->options, optarg, &err) != 0)
+            return qf_cli_usage_error("verify", "%s", err.text);
+        return 0;
+    case 'n':
+        return qf_cli_number("verify", "--jobs", optarg, QF_VERIFY_JOBS_MAX,
+                             &c->verify.jobs);
+    case 'j':
+        c->json = true;
+        return 0;
+    case 'q':
+        c->quiet = true;
+        return 0;
+    default:
+        return qf_cli_usage_error("verify", "unknown or incomplete option '%s'", word);
+    }
+}
+
+static int parse(struct command *c, int argc, char **argv, bool *help)
+{
+    static const struct option long_options[] = {
+        {"against", required_argument, NULL, 'a'},
+        {"view", required_argument, NULL, 'v'},
+        {"options", required_argument, NULL, 'o'},
+        {"jobs", required_argument, NULL, 'n'},
+        {"json", no_argument, NULL, 'j'},
+        {"quiet", no_argument, NULL, 'q'},
+        {"help", no_argument, NULL, 'h'},
+        {0},
+    };
+    int option;
+    qf_mount_options_init(&c->options);
+    optind = 1;
+    opterr = 0;
+    while ((option = getopt_long(argc, argv, "o:qh", long_options, NULL)) != -1) {
+        if (option == 'h') {
+            *help = true;
+            return 0;
+        }
+        int code = parse_one(c, option, argv[optind - 1]);
+        if (code != 0)
+            return code;
+    }
+    if (argc - optind != 1 || c->against == NULL)
+        return qf_cli_usage_error("verify", "a directory and --against are needed");
+    if (c->options.policy[0] != '\0')
+        return qf_cli_usage_error("verify",
+                                  "-o policy: the checkpoint has its settings");
+    return 0;
+}
+
+/* ---- what there is ---- */
+
+static int add_path(struct command *c, const char *path)
+{
+    char **more = realloc(c->paths, (c->path_count + 1) * sizeof *more);
+    if (more == NULL)
+        return -ENOMEM;
+    c->paths = more;
+    more[c->path_count] = strdup(path);
+    return more[c->path_count++] != NULL ? 0 : -ENOMEM;
+}
+
+/* Directories with weights, at and below `path` of the checkpoint. */
+static int walk(struct command *c, const char *path, unsigned depth, struct qf_err *err)
+{
+    char whole[PATH_MAX];
+    struct dirent **names;
+    bool weights = false;
+    int n = snprintf(whole, sizeof whole, "%s%s%s", c->dir, path[0] != '\0' ? "/" : "",
+                     path);
+    int count = n > 0 && n < PATH_MAX && depth < DEPTH_MAX
+                    ? scandir(whole, &names, NULL, alphasort)
+                    : -1;
+    if (count < 0)
+        return qf_err_set(err, -errno, "%s: %s", whole, strerror(errno));
+    int rc = 0;
+    for (int i = 0; i < count; i++) {
+        const char *name = names[i]->d_name;
+        char *below = qf_path_join(path, name), *full = qf_path_join(whole, name);
+        struct stat st;
+        if (below == NULL || full == NULL)
+            rc = -ENOMEM;
+        else if (rc == 0 && name[0] != '.' && stat(full, &st) == 0) {
+            if (S_ISDIR(st.st_mode)) {
+                rc = walk(c, below, depth + 1, err);
+            } else if (qf_path_ends_with(name, ".safetensors")) {
+                weights = true;
+                c->bytes += (uint64_t)st.st_size;
+            }
+        }
+        free(below);
+        free(full);
+        free(names[i]);
+    }
+    free(names);
+    return rc == 0 && weights ? add_path(c, path) : rc;
+}
+
+static int open_paths(struct command *c, const char *dir, struct qf_err *err)
+{
+    struct stat st;
+    if (realpath(dir, c->dir) == NULL || stat(c->dir, &st) != 0)
+        return qf_err_set(err, -errno, "%s: %s", dir, strerror(errno));
+    if (realpath(c->against, c->source) == NULL)
+        return qf_err_set(err, -errno, "%s: %s", c->against, strerror(errno));
+    qf_mounted_source(c->source);
+    int rc = walk(c, "", 0, err);
+    if (rc == 0 && c->path_count == 0)
+        rc = qf_err_set(err, -ENOENT, "%s: no .safetensors file is in it or below it",
+                        dir);
+    return rc;
+}
+
+/* ---- comparing ---- */
+
+static void add_view_name(struct qf_verify *verify, const char *name)
+{
+    size_t n = strlen(verify->views);
+    if (strstr(verify->views, name) == NULL &&
+        n + strlen(name) + 2 < sizeof verify->views)
+        sprintf(verify->views + n, "%s%s", n != 0 ? ":" : "", name);
+}
+
+static int compare_dir(struct command *c, const char *path, struct qf_err *err)
+{
+    struct qf_verify *verify = &c->verify;
+    struct qf_verify_dir *dir = calloc(1, sizeof *dir);
+    if (dir == NULL)
+        return -ENOMEM;
+    verify->dir = dir;
+    dir->path = qf_path_join(c->dir + 1, path);
+    dir->source = qf_path_join(c->source + 1, path);
+    int rc = dir->path != NULL && dir->source != NULL ? 0 : -ENOMEM;
+    if (rc == 0)
+        rc = qf_verify_dir_open(verify, dir, err);
+    if (rc == 0) {
+        const char *name =
+            verify->view != NULL ? verify->view->name : qf_codec_name(dir->view.codec);
+        add_view_name(verify, dir->variant->reason[0] == '\0' ? name : "unchanged");
+        rc = qf_verify_compare(verify, err);
+    }
+    free(verify->units);
+    verify->units = NULL;
+    qf_verify_dir_close(dir);
+    free(dir);
+    verify->dir_count++;
+    return rc;
+}
+
+static int work(struct command *c, const char *name, struct qf_err *err)
+{
+    int rc = open_paths(c, name, err);
+    if (rc != 0)
+        return rc;
+    qf_progress_start(&c->verify.progress, c->quiet ? NULL : stderr, "verifying",
+                      c->bytes);
+    for (size_t i = 0; i < c->path_count && rc == 0; i++)
+        rc = compare_dir(c, c->paths[i], err);
+    qf_progress_end(&c->verify.progress,
+                    rc == 0 ? c->bytes : atomic_load(&c->verify.bytes));
+    return rc;
+}
+
+static void report(const struct command *c, const char *dir, double seconds)
+{
+    struct qf_buf out = {0};
+    if (c->json)
+        qf_verify_json(&c->verify, dir, c->against, seconds, &out);
+    else if (!c->quiet)
+        qf_verify_text(&c->verify, &out);
+    if (out.size != 0 && !out.failed)
+        fwrite(out.data, 1, out.size, stdout);
+    qf_buf_fini(&out);
+}
+
+static bool is_equal(const struct qf_verify *verify)
+{
+    for (int i = 0; i < QF_VERIFY_PROBLEM_COUNT; i++)
+        if (verify->problems[i] != 0)
+            return false;
+    return true;
+}
+
+int qf_cmd_verify(int argc, char **argv)
+{
+    static struct command c; /* kilobytes of options */
+    bool help = false;
+    struct qf_err err = {""};
+    c.verify.jobs = QF_VERIFY_JOBS_DEFAULT;
+    c.verify.options = &c.options;
+    int code = parse(&c, argc, argv, &help);
+    if (code != 0)
+        return code;
+    if (help) {
+        print_help();
+        return QF_CLI_OK;
+    }
+    pthread_mutex_init(&c.verify.lock, NULL);
+    c.verify.stop = qf_cli_catch_signals();
+    qf_log_set_level(c.options.debug ? QF_LOG_DEBUG : QF_LOG_WARN);
+    int64_t start_ms = qf_clock_ms();
+    int rc = work(&c, argv[optind], &err);
+    int number = rc != 0 ? atomic_load(c.verify.stop) : 0;
+    if (number != 0)
+        fputs("quantfs verify: ended early\n", stderr);
+    else if (rc != 0)
+        fprintf(stderr, "quantfs verify: %s\n",
+                err.text[0] != '\0' ? err.text : strerror(-rc));
+    else
+        report(&c, argv[optind], (double)(qf_clock_ms() - start_ms) / 1000);
+    for (size_t i = 0; i < c.path_count; i++)
+        free(c.paths[i]);
+    free(c.paths);
+    for (size_t i = 0; i < c.verify.told_count; i++)
+        free(c.verify.told[i].tensor);
+    pthread_mutex_destroy(&c.verify.lock);
+    if (rc != 0)
+        return number != 0 ? 128 + number : QF_CLI_FAILED;
+    return is_equal(&c.verify) ? QF_CLI_OK : CLI_DIFFERENT;
+}

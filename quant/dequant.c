@@ -1,0 +1,70 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Every product is rounded to binary32 before the next operation: bitsandbytes' kernels
+ * look a code up, multiply by the absmax and convert; int8 is multiplied by the row's
+ * absmax and then by the constant 1/127, never divided. */
+#include "quant/dequant.h"
+
+#include <math.h>
+
+#include "quant/half.h"
+#include "quant/kernels_impl.h"
+#include "quant/tables.h"
+
+void qf_dequant_map(enum qf_codec codec, float out[16])
+{
+    const uint32_t *bits = codec == QF_CODEC_FP4 ? qf_fp4_values : qf_nf4_values;
+    for (int i = 0; i < 16; i++)
+        out[i] = qf_f32_of_bits(bits[i]);
+}
+
+void qf_dequant_nested(const uint8_t *codes, size_t count, const float *nested_absmax,
+                       float offset, float *absmax)
+{
+    for (size_t i = 0; i < count; i++) {
+        float value = qf_f32_of_bits(qf_dynamic_values[codes[i]]) *
+                      nested_absmax[i / QF_NESTED_BLOCKSIZE];
+        absmax[i] = value + offset;
+    }
+}
+
+void qf_dequant_4bit_scalar(const uint8_t *packed, size_t n, size_t blocksize,
+                            const float *map, const float *absmax, float *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        unsigned code = i % 2 == 0 ? packed[i / 2] >> 4 : packed[i / 2] & 15u;
+        out[i] = map[code] * absmax[i / blocksize];
+    }
+}
+
+void qf_dequant_int8_scalar(const int8_t *codes, size_t n, float scb, float *out)
+{
+    for (size_t i = 0; i < n; i++) {
+        float scaled = (float)codes[i] * scb;
+        out[i] = scaled * QF_INT8_RECIPROCAL;
+    }
+}
+
+void qf_errors_scalar(const float *x, const float *y, size_t n,
+                      struct qf_error_lanes *lanes)
+{
+    for (size_t i = 0; i < n; i++) {
+        size_t lane = i % QF_ERROR_LANES;
+        if (!isfinite(x[i])) {
+            lanes->x_not_finite++;
+            continue;
+        }
+        if (!isfinite(y[i])) {
+            lanes->y_not_finite++;
+            continue;
+        }
+        double a = (double)x[i];
+        double b = (double)y[i];
+        double d = a - b;
+        lanes->error[lane] += d * d;
+        lanes->xx[lane] += a * a;
+        lanes->yy[lane] += b * b;
+        lanes->xy[lane] += a * b;
+        if (fabs(d) > lanes->max_abs[lane])
+            lanes->max_abs[lane] = fabs(d);
+    }
+}

@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The way back: what the parts of a quantized tensor stand for, in binary32, as
+ * bitsandbytes' dequantize computes it before it rounds to the model dtype
+ * (docs/FORMATS.md section 2, dequantization). The inner loops are in quant/kernels.h.
+ */
+#ifndef QF_QUANT_DEQUANT_H
+#define QF_QUANT_DEQUANT_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "quant/codec.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The 16 values of a 4-bit codec, by code. Not for int8. */
+void qf_dequant_map(enum qf_codec codec, float out[16]);
+/* dq: the absmax of `count` blocks from their codes: nested_quant_map[code] *
+ * nested_absmax + offset. The first block is the first of a nested block. */
+void qf_dequant_nested(const uint8_t *codes, size_t count, const float *nested_absmax,
+                       float offset, float *absmax);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
