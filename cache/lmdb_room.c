@@ -371,16 +371,17 @@ void qf_lmdb_room_succeeded(struct qf_lmdb_room *room, int64_t now_ms)
 static uint64_t limit_now(const struct qf_lmdb_room *room, const qf_lmdb_store *store)
 {
     struct statvfs fs;
-    uint64_t limit = store->dir.bytes_limit;
-    if (store->min_free == 0 || fstatvfs(store->dir.fd, &fs) != 0)
+    uint64_t limit = store->bytes_limit;
+    uint64_t min_free = store->min_free;
+    if (min_free == 0 || fstatvfs(store->dir.fd, &fs) != 0)
         return limit;
     uint64_t have = room->high_pages * store->page_size + room->file_bytes;
     uint64_t avail = (uint64_t)fs.f_bavail * fs.f_frsize;
-    if (avail >= store->min_free) {
-        uint64_t more = avail - store->min_free;
+    if (avail >= min_free) {
+        uint64_t more = avail - min_free;
         return have < limit && more < limit - have ? have + more : limit;
     }
-    uint64_t missing = store->min_free - avail;
+    uint64_t missing = min_free - avail;
     uint64_t left = have > missing ? have - missing : 0;
     return left < limit ? left : limit;
 }

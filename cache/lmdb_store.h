@@ -78,8 +78,9 @@ typedef struct qf_lmdb_store {
     MDB_dbi files;
     MDB_dbi origins;
     bool keeps_files;
-    uint64_t min_free; /* bytes of the filesystem */
-    int sealed_fd;     /* the directory of flat files; -1: keeps none */
+    _Atomic uint64_t bytes_limit; /* at most dir.bytes_limit */
+    _Atomic uint64_t min_free;    /* bytes of the filesystem */
+    int sealed_fd;                /* the directory of flat files; -1: keeps none */
     pthread_mutex_t verify_lock;
     _Atomic unsigned drafts; /* begun, and neither committed nor aborted */
     size_t page_size;

@@ -72,6 +72,8 @@ struct qf_store_ops {
     /* NULL in a store that remembers none. */
     uint64_t (*origin)(qf_store *store, const char *view, const char *store_path,
                        const char *model_path);
+    /* NULL in a store that has none to change. */
+    void (*set_limits)(qf_store *store, uint64_t bytes_limit, uint64_t min_free);
     void (*stats)(qf_store *store, struct qf_store_stats *out);
     void (*close)(qf_store *store);
 };
@@ -191,6 +193,16 @@ static inline void qf_store_file_abort(qf_store *store, qf_store_draft *draft)
 static inline void qf_store_stats(qf_store *store, struct qf_store_stats *out)
 {
     store->ops->stats(store, out);
+}
+
+/* Other limits from now on (bytes_limit 0: the one that it was opened with). What is
+ * over them goes with the next values; a limit above the one that the store was opened
+ * with is taken by the next open only. */
+static inline void qf_store_set_limits(qf_store *store, uint64_t bytes_limit,
+                                       uint64_t min_free)
+{
+    if (store->ops->set_limits != NULL)
+        store->ops->set_limits(store, bytes_limit, min_free);
 }
 
 /* Flushes first. NULL is allowed. */

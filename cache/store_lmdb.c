@@ -7,9 +7,11 @@
 #include "cache/store.h"
 
 #include <assert.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/limits.h"
 #include "base/log.h"
 #include "cache/lmdb_store.h"
 #include "cache/record.h"
@@ -197,7 +199,7 @@ static void lmdb_stats(qf_store *base, struct qf_store_stats *out)
         .puts_dropped = atomic_load(&store->puts_dropped),
         .evictions = atomic_load(&store->evictions),
         .damaged = atomic_load(&store->damaged),
-        .bytes_limit = store->dir.bytes_limit,
+        .bytes_limit = store->bytes_limit,
     };
     struct qf_lmdb_slot *slot = qf_lmdb_read_begin(store);
     if (slot == NULL)
@@ -215,6 +217,44 @@ static void lmdb_stats(qf_store *base, struct qf_store_stats *out)
         out->bytes += out->file_bytes;
     }
     qf_lmdb_read_end(slot);
+}
+
+static int do_nothing(struct qf_lmdb_work *work, void *arg)
+{
+    (void)work;
+    (void)arg;
+    return 0;
+}
+
+/* The limit may be lower than it was: any transaction makes files fit it. */
+static void fit_limit(qf_lmdb_store *store)
+{
+    struct qf_store_stats stats;
+    lmdb_stats(&store->base, &stats);
+    if (stats.file_bytes == 0)
+        return;
+    int rc = qf_lmdb_writer_run(store, do_nothing, NULL, 0);
+    if (rc != 0)
+        qf_log(QF_LOG_WARN, "cache %s: its files cannot be fitted to its limit: %s",
+               store->dir.path, strerror(-rc));
+}
+
+static void lmdb_set_limits(qf_store *base, uint64_t bytes_limit, uint64_t min_free)
+{
+    qf_lmdb_store *store = (qf_lmdb_store *)base;
+    uint64_t most = store->dir.bytes_limit;
+    if (bytes_limit > most)
+        qf_log(QF_LOG_WARN,
+               "cache %s: a limit of %" PRIu64 " bytes is taken by the next mount; "
+               "until then it is %" PRIu64,
+               store->dir.path, bytes_limit, most);
+    if (bytes_limit == 0 || bytes_limit > most)
+        bytes_limit = most;
+    else if (bytes_limit < QF_CACHE_SIZE_MIN)
+        bytes_limit = QF_CACHE_SIZE_MIN;
+    store->bytes_limit = bytes_limit;
+    store->min_free = min_free;
+    fit_limit(store);
 }
 
 static void free_store(qf_lmdb_store *store)
@@ -258,6 +298,7 @@ static const struct qf_store_ops lmdb_ops = {
     .file_commit = qf_lmdb_file_commit,
     .file_abort = qf_lmdb_file_abort,
     .origin = qf_lmdb_origin,
+    .set_limits = lmdb_set_limits,
     .stats = lmdb_stats,
     .close = lmdb_close,
 };
@@ -274,26 +315,6 @@ static int open_env(qf_lmdb_store *store, struct qf_err *err)
         rc = qf_lmdb_env_open(store, &what);
     }
     return rc == 0 ? 0 : qf_err_set(err, rc, "%s", what.text);
-}
-
-static int do_nothing(struct qf_lmdb_work *work, void *arg)
-{
-    (void)work;
-    (void)arg;
-    return 0;
-}
-
-/* The limit may be lower than it was: any transaction makes files fit it. */
-static void fit_limit(qf_lmdb_store *store)
-{
-    struct qf_store_stats stats;
-    lmdb_stats(&store->base, &stats);
-    if (stats.file_bytes == 0)
-        return;
-    int rc = qf_lmdb_writer_run(store, do_nothing, NULL, 0);
-    if (rc != 0)
-        qf_log(QF_LOG_WARN, "cache %s: its files cannot be fitted to its limit: %s",
-               store->dir.path, strerror(-rc));
 }
 
 static int shrink(qf_lmdb_store *store, bool compact, struct qf_err *err)
@@ -354,6 +375,7 @@ int qf_store_lmdb_open(const struct qf_store_lmdb_options *options, qf_store **o
         free(store);
         return rc;
     }
+    store->bytes_limit = store->dir.bytes_limit;
     store->verified = qf_verified_new(store->dir.bytes_limit / VALUE_SIZE_TYPICAL);
     store->recency = qf_recency_new();
     store->names = qf_lmdb_names_new();

@@ -32,6 +32,7 @@ typedef struct mem_store {
     struct value *newest;
     struct value *oldest;
     struct qf_store_stats stats;
+    uint64_t bytes_limit_first; /* that it was opened with */
 } mem_store;
 
 static uint64_t cost(const struct value *value)
@@ -199,6 +200,17 @@ static void mem_stats(qf_store *store, struct qf_store_stats *out)
     pthread_mutex_unlock(&mem->lock);
 }
 
+static void mem_set_limits(qf_store *store, uint64_t bytes_limit, uint64_t min_free)
+{
+    mem_store *mem = (mem_store *)store;
+    (void)min_free; /* of a filesystem */
+    pthread_mutex_lock(&mem->lock);
+    mem->stats.bytes_limit = bytes_limit != 0 ? bytes_limit : mem->bytes_limit_first;
+    while (mem->stats.bytes > mem->stats.bytes_limit)
+        evict_oldest(mem);
+    pthread_mutex_unlock(&mem->lock);
+}
+
 static void mem_close(qf_store *store)
 {
     mem_store *mem = (mem_store *)store;
@@ -218,6 +230,7 @@ static const struct qf_store_ops mem_ops = {
     .release = mem_release,
     .put = mem_put,
     .flush = mem_flush,
+    .set_limits = mem_set_limits,
     .stats = mem_stats,
     .close = mem_close,
 };
@@ -234,7 +247,7 @@ int qf_store_mem_open(uint64_t bytes_limit, qf_store **out)
     }
     mem->base.ops = &mem_ops;
     mem->bucket_count = BUCKETS_MIN;
-    mem->stats.bytes_limit = bytes_limit;
+    mem->stats.bytes_limit = mem->bytes_limit_first = bytes_limit;
     pthread_mutex_init(&mem->lock, NULL);
     *out = &mem->base;
     return 0;

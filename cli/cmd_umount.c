@@ -7,14 +7,13 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mount.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
 #include "cli/cli.h"
+#include "fs/mountpoint.h"
 #include "fs/process.h"
 
 #define WAIT_MS       60000
@@ -71,38 +70,15 @@ static int daemon_pidfd_in_time(const char *mountpoint)
     return -1;
 }
 
-/* Without the right to unmount, fusermount3 does it for the mount's owner. */
-static int run_fusermount(const char *mountpoint, bool lazy)
-{
-    pid_t pid = fork();
-    if (pid < 0)
-        return -errno;
-    if (pid == 0) {
-        execlp("fusermount3", "fusermount3", lazy ? "-uz" : "-u", "--", mountpoint,
-               (char *)NULL);
-        fprintf(stderr, "quantfs umount: fusermount3: %s\n", strerror(errno));
-        _exit(127);
-    }
-    int status;
-    while (waitpid(pid, &status, 0) < 0)
-        if (errno != EINTR)
-            return -errno;
-    return WIFEXITED(status) && WEXITSTATUS(status) == 0 ? 0 : -EPERM;
-}
-
 static int unmount(const char *mountpoint, bool lazy)
 {
-    if (umount2(mountpoint, lazy ? MNT_DETACH : 0) == 0)
-        return 0;
-    if (errno != EPERM) {
-        int error = errno;
-        fprintf(stderr, "quantfs umount: %s: %s%s\n", mountpoint, strerror(error),
-                error == EBUSY    ? " (files of it are open; -l unmounts all the same)"
-                : error == EINVAL ? " (not a mountpoint)"
-                                  : "");
-        return -error;
-    }
-    return run_fusermount(mountpoint, lazy);
+    int rc = qf_mountpoint_unmount(mountpoint, lazy);
+    if (rc != 0 && rc != -EPERM)
+        fprintf(stderr, "quantfs umount: %s: %s%s\n", mountpoint, strerror(-rc),
+                rc == -EBUSY    ? " (files of it are open; -l unmounts all the same)"
+                : rc == -EINVAL ? " (not a mountpoint)"
+                                : "");
+    return rc;
 }
 
 static int take_lazy(void *lazy, char id, const char *value)

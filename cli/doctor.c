@@ -158,6 +158,16 @@ static void check_passthrough(struct qf_finding *f)
     }
 }
 
+static void check_restart(struct qf_finding *f)
+{
+    if (kernel_at_least(6, 9))
+        say(f, QF_FINDING_OK, "a mount can outlive its daemon (-o restart=keeper)");
+    else
+        say(f, QF_FINDING_NOTE,
+            "a mount ends with its daemon: this kernel is older than 6.9 and sends no "
+            "request again");
+}
+
 static void check_read_ahead(struct qf_finding *f)
 {
     if (access("/sys/class/bdi", F_OK) == 0 && geteuid() == 0) {
@@ -273,15 +283,11 @@ void qf_doctor_examine(const char *cache_dir, const char *cuda_problem,
         const char *name;
         void (*run)(struct qf_finding *f);
     } checks[] = {
-        {"kernel", check_kernel},
-        {"fuse-device", check_device},
-        {"libfuse", check_libfuse},
-        {"allow-other", check_allow_other},
-        {"passthrough", check_passthrough},
-        {"read-ahead", check_read_ahead},
-        {"isa", check_isa},
-        {"open-files", check_open_files},
-        {"page-size", check_page_size},
+        {"kernel", check_kernel},           {"fuse-device", check_device},
+        {"libfuse", check_libfuse},         {"allow-other", check_allow_other},
+        {"passthrough", check_passthrough}, {"restart", check_restart},
+        {"read-ahead", check_read_ahead},   {"isa", check_isa},
+        {"open-files", check_open_files},   {"page-size", check_page_size},
     };
     size_t count = sizeof checks / sizeof *checks;
     assert(count + 2 == QF_FINDING_COUNT);

@@ -24,7 +24,7 @@ struct qf_finding {
 };
 
 /* The order in which they are told. */
-#define QF_FINDING_COUNT 11
+#define QF_FINDING_COUNT 12
 
 const char *qf_finding_level_name(enum qf_finding_level level);
 /* Looks at everything and changes nothing. cache_dir: the one asked for, or NULL: the

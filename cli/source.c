@@ -194,7 +194,6 @@ static int stack_open(const struct qf_views_source *source, const char *path,
 {
     qf_tree *tree = source->stack->tree;
     struct qf_entry entry;
-    uint64_t generation;
     int fd;
     *out = (struct qf_source_file){.fd = -1};
     int rc = find_id(tree, path, &out->id);
@@ -206,7 +205,7 @@ static int stack_open(const struct qf_views_source *source, const char *path,
     if (rc == 0) {
         out->st = entry.st;
         out->size = (uint64_t)entry.st.st_size;
-        out->shard = qf_file_sealed(out->file, &generation, &fd);
+        out->shard = qf_file_sealed(out->file, &fd);
         out->sealed = out->shard && fd >= 0;
     } else {
         qf_file_close(out->file);

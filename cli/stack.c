@@ -14,7 +14,7 @@
 #include "base/log.h"
 #include "cli/cli.h"
 #include "cuda/cuda_backend.h"
-#include "fs/daemon.h"
+#include "fs/mountpoint.h"
 #include "view/overrides.h"
 
 /* Without a cache directory the engine's own memory is the only cache. */
@@ -33,8 +33,8 @@ static int open_lmdb(struct qf_stack *stack, struct qf_err *err)
     if (rc != 0)
         return rc;
     struct qf_store_lmdb_options lmdb = {.dir = stack->cache,
-                                         .bytes_limit = o->cache_size,
-                                         .min_free = o->cache_min_free};
+                                         .bytes_limit = stack->cache_size,
+                                         .min_free = stack->cache_min_free};
     return qf_store_lmdb_open(&lmdb, &stack->store, err);
 }
 
@@ -45,7 +45,7 @@ static int open_store(struct qf_stack *stack, bool cache_only, struct qf_err *er
     if (none && cache_only)
         return qf_err_set(err, -EINVAL, "cache=none: there is no cache to fill");
     if (none)
-        return qf_store_mem_open(stack->options->cache_size, &stack->store);
+        return qf_store_mem_open(stack->cache_size, &stack->store);
     int rc = open_lmdb(stack, err);
     if (rc == 0 || cache_only)
         return rc;
@@ -81,34 +81,126 @@ static qf_backend *backend_of(const struct qf_stack *stack)
     return stack->gpu != NULL ? stack->gpu : stack->cpu;
 }
 
-static int read_policy(struct qf_stack *stack, const char *overrides,
-                       struct qf_err *err)
+static int read_policy(const struct qf_stack *stack, const char *overrides, char **text,
+                       size_t *size, struct qf_err *err)
 {
+    *text = NULL;
+    *size = 0;
     if (overrides == NULL)
         return stack->options->policy[0] != '\0'
-                   ? qf_cli_read_file(stack->options->policy, QF_CONFIG_SIZE_MAX,
-                                      &stack->policy, &stack->policy_size, err)
+                   ? qf_cli_read_file(stack->options->policy, QF_CONFIG_SIZE_MAX, text,
+                                      size, err)
                    : 0;
-    stack->policy = strdup(overrides);
-    stack->policy_size = strlen(overrides);
-    return stack->policy != NULL ? 0 : qf_err_set(err, -ENOMEM, "out of memory");
+    *text = strdup(overrides);
+    *size = strlen(overrides);
+    return *text != NULL ? 0 : qf_err_set(err, -ENOMEM, "out of memory");
 }
 
-/* Puts the overrides for all models into every view. */
+static void free_views(struct qf_view *views, size_t count)
+{
+    while (count > 0)
+        qf_view_fini(&views[--count]);
+}
+
+/* The views of the options with the overrides for all models, all or none. */
+static int make_views(const struct qf_mount_options *o, const char *policy, size_t size,
+                      struct qf_view views[QF_VIEWS_MAX], struct qf_err *err)
+{
+    size_t count = 0;
+    int rc = 0;
+    while (rc == 0 && count < o->view_count) {
+        rc = qf_overrides_apply(&o->views[count], policy, size, &views[count], err);
+        if (rc == 0)
+            count++;
+    }
+    if (rc != 0) {
+        qf_err_prefix(err, "%s", o->policy);
+        free_views(views, count);
+    }
+    return rc;
+}
+
 static int apply_policy(struct qf_stack *stack, const char *overrides,
                         struct qf_err *err)
 {
-    int rc = read_policy(stack, overrides, err);
-    while (rc == 0 && stack->view_count < stack->options->view_count) {
-        rc = qf_overrides_apply(&stack->options->views[stack->view_count],
-                                stack->policy, stack->policy_size,
-                                &stack->views[stack->view_count], err);
-        if (rc == 0)
-            stack->view_count++;
-        else
-            qf_err_prefix(err, "%s", stack->options->policy);
-    }
+    int rc = read_policy(stack, overrides, &stack->policy, &stack->policy_size, err);
+    if (rc == 0)
+        rc = make_views(stack->options, stack->policy, stack->policy_size, stack->views,
+                        err);
+    if (rc == 0)
+        stack->view_count = stack->options->view_count;
     return rc;
+}
+
+static bool same_text(const char *a, size_t a_size, const char *b, size_t b_size)
+{
+    return a_size == b_size && (a_size == 0 || memcmp(a, b, a_size) == 0);
+}
+
+static int reload_policy(struct qf_stack *stack, struct qf_err *err)
+{
+    char *text;
+    size_t size;
+    struct qf_view *views = calloc(QF_VIEWS_MAX, sizeof *views);
+    if (views == NULL)
+        return qf_err_set(err, -ENOMEM, "no memory");
+    int rc = read_policy(stack, NULL, &text, &size, err);
+    if (rc == 0)
+        rc = make_views(stack->options, text, size, views, err);
+    if (rc == 0) {
+        free_views(views, stack->options->view_count);
+        if (!same_text(text, size, stack->policy, stack->policy_size)) {
+            char *old = stack->policy;
+            qf_tree_set_policy(stack->tree, text, size);
+            stack->policy = text;
+            stack->policy_size = size;
+            text = old;
+        }
+    }
+    free(text);
+    free(views);
+    return rc;
+}
+
+/* What the options say, and above that the limits file. */
+static int read_limits(struct qf_stack *stack, struct qf_err *err)
+{
+    const struct qf_mount_options *o = stack->options;
+    struct qf_mount_options *copy = malloc(sizeof *copy);
+    char *text = NULL;
+    size_t size;
+    int rc = copy != NULL ? 0 : qf_err_set(err, -ENOMEM, "no memory");
+    if (rc == 0) {
+        *copy = *o;
+        if (o->limits[0] != '\0')
+            rc = qf_cli_read_file(o->limits, QF_CONFIG_SIZE_MAX, &text, &size, err);
+    }
+    if (rc == 0 && text != NULL) {
+        rc = qf_mount_options_parse_limits(copy, text, err);
+        if (rc != 0)
+            qf_err_prefix(err, "%s", o->limits);
+    }
+    if (rc == 0) {
+        stack->cache_size = copy->cache_size;
+        stack->cache_min_free = copy->cache_min_free;
+    }
+    free(text);
+    free(copy);
+    return rc;
+}
+
+int qf_stack_reload(struct qf_stack *stack, struct qf_err *err)
+{
+    struct qf_err limits_err = {""};
+    int rc = reload_policy(stack, err);
+    int limits_rc = read_limits(stack, &limits_err);
+    if (limits_rc == 0)
+        qf_store_set_limits(stack->store, stack->cache_size, stack->cache_min_free);
+    else if (rc == 0)
+        qf_err_set(err, limits_rc, "%s", limits_err.text);
+    else
+        qf_err_prefix(err, "%s; and", limits_err.text);
+    return rc != 0 ? rc : limits_rc;
 }
 
 /* Every open file of a view holds a descriptor of its source. */
@@ -189,10 +281,11 @@ int qf_stack_open(struct qf_stack *stack, const struct qf_stack_options *options
     keep_freed_pages();
     int rc = apply_policy(stack, options->overrides, err);
     if (rc == 0)
+        rc = read_limits(stack, err);
+    if (rc == 0)
         rc = qf_root_open(options->store_path, &stack->root, err);
     if (rc == 0 && options->mountpoint != NULL)
-        rc = qf_daemon_check_mountpoint(options->mountpoint, qf_root_path(stack->root),
-                                        err);
+        rc = qf_mountpoint_check(options->mountpoint, qf_root_path(stack->root), err);
     if (rc == 0)
         rc = open_backends(stack, err);
     if (rc == 0)
@@ -216,8 +309,8 @@ void qf_stack_close(struct qf_stack *stack)
     qf_backend_close(stack->gpu);
     qf_backend_close(stack->cpu);
     qf_root_close(stack->root);
-    while (stack->view_count > 0)
-        qf_view_fini(&stack->views[--stack->view_count]);
+    free_views(stack->views, stack->view_count);
+    stack->view_count = 0;
     free(stack->policy);
     stack->policy = NULL;
 }

@@ -32,11 +32,12 @@ struct qf_stack_options {
 struct qf_stack {
     const struct qf_mount_options *options;
     struct qf_view views[QF_VIEWS_MAX]; /* those of the options, with the policy file's
-                                         * overrides */
+                                         * overrides as they were at first */
     size_t view_count;
     char *policy; /* text of overrides for all models, or NULL */
     size_t policy_size;
-    char cache[QF_OPT_TEXT_SIZE]; /* its directory; "": none */
+    uint64_t cache_size, cache_min_free; /* of the limits file, or the options */
+    char cache[QF_OPT_TEXT_SIZE];        /* its directory; "": none */
     qf_root *root;
     qf_backend *cpu;
     qf_backend *gpu; /* NULL: none is used */
@@ -53,6 +54,9 @@ int qf_stack_default_views(struct qf_mount_options *options,
 /* Opens all of it; after an error qf_stack_close is called, too. */
 int qf_stack_open(struct qf_stack *stack, const struct qf_stack_options *options,
                   struct qf_err *err) QF_MUST_CHECK;
+/* Reads the policy file and the limits file again. What is wrong with one of them is
+ * said in err, and nothing of it is taken; the other is. */
+int qf_stack_reload(struct qf_stack *stack, struct qf_err *err) QF_MUST_CHECK;
 /* A zeroed stack is closed already. */
 void qf_stack_close(struct qf_stack *stack);
 /* The one that encodes. */

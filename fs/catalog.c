@@ -38,6 +38,7 @@ struct qf_snapshot {
 struct state {
     _Atomic uint32_t refs;
     struct model *model;  /* a reference */
+    uint64_t policy;      /* number of the one its variants are made with, or later */
     pthread_mutex_t lock; /* while a variant is looked for and made */
     size_t count;
     qf_snapshot *variants[QF_VARIANTS_MAX]; /* references */
@@ -57,7 +58,7 @@ struct entry {
 
 struct qf_catalog {
     const qf_root *root;
-    const struct qf_views *views;
+    struct qf_views *views;
     uint64_t memory_limit;
     pthread_mutex_t lock;
     struct entry *buckets[BUCKETS];
@@ -129,15 +130,18 @@ static int state_load(qf_catalog *catalog, const char *path, struct state **out)
 {
     struct qf_err err = {""};
     struct qf_model *model;
+    uint64_t policy = qf_views_policy(catalog->views);
     int rc = qf_model_load(catalog->root, path, &model, &err);
     if (rc != 0) {
-        qf_log(QF_LOG_WARN, "%s: %s", path, err.text[0] ? err.text : strerror(-rc));
+        qf_log_repeated(QF_LOG_WARN, path, "%s",
+                        err.text[0] != '\0' ? err.text : strerror(-rc));
         return rc;
     }
     uint64_t headers = header_bytes(model);
     rc = state_new(model, out);
     if (rc != 0)
         return rc;
+    (*out)->policy = policy;
     atomic_fetch_add(&catalog->models_loaded, 1);
     atomic_fetch_add(&catalog->header_bytes_read, headers);
     if (model->reason_is_error)
@@ -252,7 +256,8 @@ static void entry_put(qf_catalog *catalog, struct entry *entry, uint64_t weight)
 static int refresh(qf_catalog *catalog, struct entry *entry, bool force)
 {
     int64_t now = qf_clock_ms();
-    if (entry->state != NULL) {
+    if (entry->state != NULL &&
+        entry->state->policy == qf_views_policy(catalog->views)) {
         if (!force && now >= entry->checked_ms &&
             now - entry->checked_ms < QF_CATALOG_FRESH_MS)
             return 0;
@@ -373,8 +378,8 @@ int qf_catalog_get(qf_catalog *catalog, const char *path, const char *view, bool
     return rc;
 }
 
-int qf_catalog_new(const qf_root *root, const struct qf_views *views,
-                   uint64_t memory_limit, qf_catalog **out)
+int qf_catalog_new(const qf_root *root, struct qf_views *views, uint64_t memory_limit,
+                   qf_catalog **out)
 {
     qf_catalog *catalog = calloc(1, sizeof *catalog);
     if (catalog == NULL)

@@ -22,14 +22,15 @@ typedef struct qf_snapshot qf_snapshot;
 
 /* views is borrowed: what names of views stand for. memory_limit: bytes that models
  * nobody uses may keep (an estimate from their headers' sizes). */
-int qf_catalog_new(const qf_root *root, const struct qf_views *views,
-                   uint64_t memory_limit, qf_catalog **out) QF_MUST_CHECK;
+int qf_catalog_new(const qf_root *root, struct qf_views *views, uint64_t memory_limit,
+                   qf_catalog **out) QF_MUST_CHECK;
 /* All references must have been dropped. NULL is allowed. */
 void qf_catalog_free(qf_catalog *catalog);
 
 /* The variant of directory `path` under the view of this name, as the store is now: it
  * is renewed when anything it was made of has changed (checked at most once in
- * QF_CATALOG_FRESH_MS; `force`: checked now). *variant lives as long as *snapshot. */
+ * QF_CATALOG_FRESH_MS; `force`: checked now), and when the policy has. *variant lives
+ * as long as *snapshot. */
 int qf_catalog_get(qf_catalog *catalog, const char *path, const char *view, bool force,
                    qf_snapshot **snapshot,
                    const struct qf_variant **variant) QF_MUST_CHECK;

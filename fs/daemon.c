@@ -6,19 +6,22 @@
 
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
-#include <limits.h>
+#include <poll.h>
+#include <pthread.h>
+#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/limits.h"
 #include "base/log.h"
+#include "base/notify.h"
 #include "base/pool.h"
 #include "fs/fuse_ll.h"
 #include "fs/fuse_wire.h"
+#include "fs/mountpoint.h"
 
 /* A reader may wait for an encode in one of these; others go on. */
 #define SERVE_THREADS_MIN 8u
@@ -28,8 +31,11 @@ struct qf_daemon {
     struct fuse_session *session;
     char *mountpoint; /* absolute */
     unsigned read_ahead_kb;
-    bool mounted;
-    bool signals;
+    bool mounted;     /* and it is for us to unmount */
+    bool kept;        /* a service manager or a keeper has it, too */
+    bool resumed;     /* from a daemon before this one */
+    pthread_t thread; /* that serves */
+    atomic_bool serving;
 };
 
 static char fuse_message[QF_ERR_TEXT_SIZE]; /* written while one thread mounts */
@@ -48,94 +54,11 @@ static void QF_PRINTF(2, 0)
         qf_log(QF_LOG_DEBUG, "libfuse: %s", text);
 }
 
-/* mountinfo writes blanks and backslashes of a path as \\ooo. */
-static void unescape_octal(char *text)
-{
-    char *to = text;
-    for (const char *from = text; *from != '\0'; to++) {
-        unsigned value;
-        if (from[0] == '\\' && sscanf(from + 1, "%3o", &value) == 1) {
-            *to = (char)value;
-            from += 4;
-        } else {
-            *to = *from++;
-        }
-    }
-    *to = '\0';
-}
-
-struct mount_line {
-    char device[32]; /* MAJOR:MINOR */
-    char type[64];
-    char source[PATH_MAX];
-};
-
-/* What is mounted there, from mountinfo: asking the mount itself would wait for its
- * daemon, which may be us. False: nothing. */
-static bool find_mount(const char *mountpoint, struct mount_line *out)
-{
-    FILE *file = fopen("/proc/self/mountinfo", "re");
-    if (file == NULL)
-        return false;
-    char *line = NULL;
-    size_t capacity = 0;
-    bool found = false;
-    while (getline(&line, &capacity, file) > 0) {
-        struct mount_line mount = {.source = ""};
-        char point[PATH_MAX];
-        const char *rest = strstr(line, " - ");
-        if (rest == NULL ||
-            sscanf(line, "%*s %*s %31s %*s %4095s", mount.device, point) != 2 ||
-            sscanf(rest, " - %63s %4095s", mount.type, mount.source) < 1)
-            continue;
-        unescape_octal(point);
-        unescape_octal(mount.source);
-        if (strcmp(point, mountpoint) == 0) {
-            found = true; /* the last one is on top */
-            *out = mount;
-        }
-    }
-    free(line);
-    fclose(file);
-    return found;
-}
-
 const char *qf_daemon_libfuse_version(void)
 {
     static char text[64];
     snprintf(text, sizeof text, "libfuse %s", fuse_pkgversion());
     return text;
-}
-
-int qf_daemon_check_mountpoint(const char *mountpoint, const char *store_path,
-                               struct qf_err *err)
-{
-    char real[PATH_MAX];
-    struct stat st;
-    if (stat(mountpoint, &st) != 0 || realpath(mountpoint, real) == NULL) {
-        int error = errno;
-        const char *hint = error == ENOENT     ? " (make it first)"
-                           : error == ENOTCONN ? " (a dead mount: unmount it first)"
-                                               : "";
-        return qf_err_set(err, -error, "mountpoint %s: %s%s", mountpoint,
-                          strerror(error), hint);
-    }
-    if (!S_ISDIR(st.st_mode))
-        return qf_err_set(err, -ENOTDIR, "mountpoint %s: not a directory", mountpoint);
-    struct mount_line other;
-    if (find_mount(real, &other) && strcmp(other.type, "fuse.quantfs") == 0)
-        return qf_err_set(err, -EBUSY,
-                          "mountpoint %s: %.200s is mounted on it already (quantfs "
-                          "umount %s first)",
-                          mountpoint, other.source, mountpoint);
-    size_t n = strlen(store_path);
-    if (strncmp(real, store_path, n) == 0 &&
-        (real[n] == '/' || real[n] == '\0' || strcmp(store_path, "/") == 0))
-        return qf_err_set(err, -EINVAL,
-                          "mountpoint %s lies in the store %s: the mount would show "
-                          "itself; choose one outside",
-                          mountpoint, store_path);
-    return 0;
 }
 
 /* "a,b" for -o; a comma or a backslash in a value is escaped for libfuse. */
@@ -191,9 +114,9 @@ static void close_backing(void *arg, int id)
 static void raise_read_ahead(void *arg)
 {
     const qf_daemon *daemon = arg;
-    struct mount_line mount;
+    struct qf_mountpoint mount;
     char path[128];
-    if (daemon->read_ahead_kb == 0 || !find_mount(daemon->mountpoint, &mount))
+    if (daemon->read_ahead_kb == 0 || !qf_mountpoint_find(daemon->mountpoint, &mount))
         return;
     snprintf(path, sizeof path, "/sys/class/bdi/%s/read_ahead_kb", mount.device);
     int fd = open(path, O_WRONLY | O_CLOEXEC);
@@ -224,12 +147,146 @@ static void hook_io(qf_daemon *daemon)
                            "libfuse takes no reader of ours");
 }
 
+/* libfuse's loop waits in sem_wait, which only a signal ends; what the handler does is
+ * nothing. */
+static void wake(int signo)
+{
+    (void)signo;
+}
+
+static void catch_wake_signal(void)
+{
+    struct sigaction action = {.sa_handler = wake};
+    sigemptyset(&action.sa_mask);
+    sigaction(SIGRTMIN, &action, NULL);
+}
+
+static int new_handles(qf_daemon *daemon)
+{
+    return qf_handles_new(daemon->context.tree, daemon->context.journal,
+                          &daemon->context.handles);
+}
+
+void qf_daemon_passed(const struct qf_mount_options *options, struct qf_passed *out)
+{
+    *out = (struct qf_passed){-1, -1};
+    if (options->restart == QF_RESTART_OFF)
+        return;
+    out->fuse_fd = qf_notify_passed(QF_NOTIFY_FUSE);
+    out->journal_fd = qf_notify_passed(QF_NOTIFY_JOURNAL);
+    struct pollfd fuse = {.fd = out->fuse_fd};
+    bool alive = out->fuse_fd >= 0 && out->journal_fd >= 0 &&
+                 !(poll(&fuse, 1, 0) == 1 && (fuse.revents & POLLERR) != 0);
+    if (!alive) /* unmounted meanwhile, or none was left for us */
+        qf_passed_close(out);
+}
+
+void qf_passed_close(struct qf_passed *passed)
+{
+    if (passed->fuse_fd >= 0)
+        close(passed->fuse_fd);
+    if (passed->journal_fd >= 0)
+        close(passed->journal_fd);
+    *passed = (struct qf_passed){-1, -1};
+}
+
+/* Whoever has our descriptors lets them go. */
+static void forget_kept(qf_daemon *daemon)
+{
+    if (!daemon->kept)
+        return;
+    daemon->kept = false;
+    if (qf_notify_remove(QF_NOTIFY_FUSE) != 0 ||
+        qf_notify_remove(QF_NOTIFY_JOURNAL) != 0)
+        qf_log(QF_LOG_WARN, "the descriptors of %s are still with the service manager",
+               daemon->mountpoint);
+}
+
+/* Leaves the mount with the manager, before the kernel is answered anything. */
+static int keep(qf_daemon *daemon, struct qf_err *err)
+{
+    int rc = qf_journal_new(&daemon->context.journal);
+    if (rc == 0)
+        rc = qf_tree_keep(daemon->context.tree, daemon->context.journal, false);
+    daemon->kept = true;
+    if (rc == 0)
+        rc = qf_notify_store(QF_NOTIFY_JOURNAL, qf_journal_fd(daemon->context.journal));
+    if (rc == 0)
+        rc = qf_notify_store(QF_NOTIFY_FUSE, fuse_session_fd(daemon->session));
+    if (rc != 0)
+        return qf_err_set(err, rc,
+                          "restart=systemd: nobody takes the mount's descriptor: %s "
+                          "(start it by a unit with Type=notify)",
+                          strerror(-rc));
+    return 0;
+}
+
+/* Over a descriptor that is mounted already. */
+static int adopt(qf_daemon *daemon, int fd, struct qf_err *err)
+{
+    char path[32];
+    snprintf(path, sizeof path, "/dev/fd/%d", fd);
+    if (fuse_session_mount(daemon->session, path) != 0)
+        return qf_err_set(err, -EBADF, "%s: %s", path, fuse_message);
+    return 0;
+}
+
+static int resume(qf_daemon *daemon, struct qf_passed *passed, struct qf_err *err)
+{
+    daemon->kept = daemon->mounted = daemon->resumed = true;
+    int rc = adopt(daemon, passed->fuse_fd, err);
+    if (rc != 0)
+        return rc;
+    passed->fuse_fd = -1; /* the session's */
+    hook_io(daemon);
+    rc = qf_journal_open(passed->journal_fd, &daemon->context.journal);
+    passed->journal_fd = -1;
+    if (rc == 0)
+        rc = new_handles(daemon);
+    if (rc == 0)
+        rc = qf_fuse_resume(&daemon->context, daemon->session);
+    if (rc != 0)
+        return qf_err_set(
+            err, rc, "%s: what the daemon before has left cannot be gone on from: %s",
+            daemon->mountpoint, strerror(-rc));
+    return 0;
+}
+
+static int mount_anew(qf_daemon *daemon, const struct qf_mount_options *options,
+                      struct qf_err *err)
+{
+    int fd;
+    char end;
+    if (sscanf(daemon->mountpoint, "/dev/fd/%d%c", &fd, &end) == 1) {
+        int rc = adopt(daemon, fd, err);
+        if (rc != 0)
+            return rc;
+    } else if (fuse_session_mount(daemon->session, daemon->mountpoint) != 0) {
+        return qf_err_set(err, -EIO, "mounting on %s: %s", daemon->mountpoint,
+                          fuse_message[0] != '\0' ? fuse_message
+                                                  : "refused (is /dev/fuse there?)");
+    } else {
+        daemon->mounted = true;
+    }
+    hook_io(daemon);
+    int rc = options->restart != QF_RESTART_OFF ? keep(daemon, err) : 0;
+    return rc == 0 ? new_handles(daemon) : rc;
+}
+
+static char *absolute(const char *mountpoint)
+{
+    bool is_fd = strncmp(mountpoint, "/dev/fd/", 8) == 0;
+    return is_fd ? strdup(mountpoint) : realpath(mountpoint, NULL);
+}
+
 int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
                     qf_passthrough *passthrough, const char *store_path,
-                    const char *mountpoint, qf_daemon **out, struct qf_err *err)
+                    const char *mountpoint, struct qf_passed *passed, qf_daemon **out,
+                    struct qf_err *err)
 {
     qf_daemon *daemon = calloc(1, sizeof *daemon);
     char *words = mount_words(options, store_path);
+    bool resuming = passed->fuse_fd >= 0;
     int rc = -ENOMEM;
     if (daemon == NULL || words == NULL)
         goto out;
@@ -237,7 +294,8 @@ int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
                                                .attr_ttl_s = options->attr_ttl_s,
                                                .passthrough = passthrough};
     daemon->read_ahead_kb = options->read_ahead_kb;
-    daemon->mountpoint = realpath(mountpoint, NULL);
+    /* Nobody serves what we go on with: a look at it would wait for ever. */
+    daemon->mountpoint = resuming ? strdup(mountpoint) : absolute(mountpoint);
     if (daemon->mountpoint == NULL) {
         rc = qf_err_set(err, -errno, "%s: %s", mountpoint, strerror(errno));
         goto out;
@@ -247,18 +305,12 @@ int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
     rc = new_session(daemon, words, err);
     if (rc != 0)
         goto out;
-    if (fuse_session_mount(daemon->session, daemon->mountpoint) != 0) {
-        rc = qf_err_set(err, -EIO, "mounting on %s: %s", mountpoint,
-                        fuse_message[0] != '\0' ? fuse_message
-                                                : "refused (is /dev/fuse there?)");
-        goto out;
-    }
-    daemon->mounted = true;
-    hook_io(daemon);
-    daemon->signals = fuse_set_signal_handlers(daemon->session) == 0;
+    rc = resuming ? resume(daemon, passed, err) : mount_anew(daemon, options, err);
+    catch_wake_signal();
 out:
     atomic_store(&catching, false);
     free(words);
+    qf_passed_close(passed);
     if (rc != 0) {
         qf_daemon_close(daemon);
         return rc;
@@ -267,34 +319,86 @@ out:
     return 0;
 }
 
+void qf_daemon_stop(qf_daemon *daemon)
+{
+    fuse_session_exit(daemon->session);
+    if (atomic_load(&daemon->serving))
+        pthread_kill(daemon->thread, SIGRTMIN);
+}
+
+const char *qf_daemon_mountpoint(const qf_daemon *daemon)
+{
+    return daemon->mountpoint;
+}
+
+int qf_daemon_detach(qf_daemon *daemon)
+{
+    forget_kept(daemon);
+    if (!daemon->mounted)
+        return 0;
+    daemon->mounted = false;
+    return qf_mountpoint_unmount(daemon->mountpoint, true);
+}
+
+bool qf_daemon_hand_over(qf_daemon *daemon)
+{
+    if (!daemon->kept)
+        return false;
+    daemon->mounted = daemon->kept = false;
+    return true;
+}
+
 int qf_daemon_serve(qf_daemon *daemon)
 {
-    raise_read_ahead(daemon); /* for a libfuse that has answered INIT while mounting */
+    if (daemon->resumed) { /* read-ahead is the mount's: it was raised before */
+        int rc = qf_fuse_resend(fuse_session_fd(daemon->session));
+        if (rc != 0)
+            return rc;
+    } else {
+        raise_read_ahead(daemon); /* if libfuse has answered INIT while mounting */
+    }
+    daemon->thread = pthread_self();
+    atomic_store(&daemon->serving, true);
     struct fuse_loop_config *config = fuse_loop_cfg_create();
     if (config == NULL)
         return -ENOMEM;
     unsigned threads = 2 * qf_cpu_count();
     if (threads < SERVE_THREADS_MIN)
         threads = SERVE_THREADS_MIN;
-    fuse_loop_cfg_set_clone_fd(config, 1);
+    /* What was read by a clone and not answered is lost with the clone. */
+    fuse_loop_cfg_set_clone_fd(config, daemon->kept ? 0 : 1);
     fuse_loop_cfg_set_max_threads(config, threads);
     fuse_loop_cfg_set_idle_threads(config, threads);
     int rc = fuse_session_loop_mt(daemon->session, config);
     fuse_loop_cfg_destroy(config);
+    atomic_store(&daemon->serving, false);
     /* A signal that ends us is a way to stop, not an error. */
     return rc < 0 ? rc : 0;
+}
+
+/* libfuse does it for what libfuse has mounted. */
+static void unmount(qf_daemon *daemon)
+{
+    struct pollfd fuse = {.fd = fuse_session_fd(daemon->session)};
+    if (!daemon->resumed)
+        fuse_session_unmount(daemon->session);
+    else if ((poll(&fuse, 1, 0) != 1 || (fuse.revents & POLLERR) == 0) &&
+             qf_mountpoint_unmount(daemon->mountpoint, true) != 0)
+        qf_log(QF_LOG_WARN, "%s cannot be unmounted", daemon->mountpoint);
 }
 
 void qf_daemon_close(qf_daemon *daemon)
 {
     if (daemon == NULL)
         return;
-    if (daemon->signals)
-        fuse_remove_signal_handlers(daemon->session);
+    forget_kept(daemon);
     if (daemon->mounted)
-        fuse_session_unmount(daemon->session);
+        unmount(daemon);
     if (daemon->session != NULL)
         fuse_session_destroy(daemon->session);
+    qf_handles_free(daemon->context.handles);
+    qf_tree_keep_nothing(daemon->context.tree);
+    qf_journal_close(daemon->context.journal);
     free(daemon->mountpoint);
     free(daemon);
 }

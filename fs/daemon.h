@@ -3,6 +3,8 @@
 #ifndef QF_FS_DAEMON_H
 #define QF_FS_DAEMON_H
 
+#include <stdbool.h>
+
 #include "base/err.h"
 #include "fs/opts.h"
 #include "fs/tree.h"
@@ -15,17 +17,33 @@ typedef struct qf_daemon qf_daemon;
 
 const char *qf_daemon_libfuse_version(void);
 
-/* Refuses a mountpoint that is no directory, or that lies in the store (the mount would
- * show itself). */
-int qf_daemon_check_mountpoint(const char *mountpoint, const char *store_path,
-                               struct qf_err *err) QF_MUST_CHECK;
-/* Mounts. options, tree, passthrough and mountpoint are borrowed. */
+/* A mount that a daemon before this one has left with the service manager: its
+ * descriptor and its journal, or -1 and -1. */
+struct qf_passed {
+    int fuse_fd, journal_fd;
+};
+void qf_daemon_passed(const struct qf_mount_options *options, struct qf_passed *out);
+void qf_passed_close(struct qf_passed *passed);
+
+/* Mounts, on a directory or over a descriptor that is mounted already ("/dev/fd/N"), or
+ * goes on with what was passed (taken over, also on failure; the mountpoint must then
+ * be absolute). options, tree, passthrough and mountpoint are borrowed. */
 int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
                     qf_passthrough *passthrough, const char *store_path,
-                    const char *mountpoint, qf_daemon **out,
+                    const char *mountpoint, struct qf_passed *passed, qf_daemon **out,
                     struct qf_err *err) QF_MUST_CHECK;
-/* Serves until unmounted or told to end by SIGTERM, SIGINT or SIGHUP. */
+/* Unmounts lazily, before the end: who has files open is served on. */
+int qf_daemon_detach(qf_daemon *daemon) QF_MUST_CHECK;
+/* Closing it will leave the mount to the next daemon. False: there will be none. */
+bool qf_daemon_hand_over(qf_daemon *daemon);
+/* Serves until it is unmounted or stopped; then what has been read from the kernel is
+ * answered. */
 int qf_daemon_serve(qf_daemon *daemon) QF_MUST_CHECK;
+/* Stops it, from another thread. The call can come to nothing while that thread is on
+ * its way into its wait: repeat it until qf_daemon_serve has returned. */
+void qf_daemon_stop(qf_daemon *daemon);
+/* Absolute; borrowed. */
+const char *qf_daemon_mountpoint(const qf_daemon *daemon);
 /* Unmounts if need be. NULL is allowed. */
 void qf_daemon_close(qf_daemon *daemon);
 

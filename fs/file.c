@@ -6,7 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "fs/status.h"
 #include "fs/tree_private.h"
 
 enum file_kind { FILE_TEXT, FILE_CONTROL, FILE_SOURCE, FILE_SHARD };
@@ -48,7 +47,7 @@ static int open_control(qf_tree *tree, const char *name, qf_file *file)
     if (qf_control_find(name) == QF_CONTROL_METRICS)
         qf_metrics_text(tree->metrics, &tree->options, tree->catalog, &text);
     else
-        qf_status_text(&tree->options, tree->catalog, &text);
+        qf_tree_status(tree, &text);
     file->kind = FILE_CONTROL;
     file->owned_text = qf_buf_take(&text, &file->text_size);
     file->text = file->owned_text;
@@ -136,26 +135,45 @@ static void close_handle(struct qf_handle *handle)
     qf_file_close((qf_file *)handle);
 }
 
-int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out)
+static qf_file *new_file(qf_tree *tree)
+{
+    qf_file *file = calloc(1, sizeof *file);
+    if (file == NULL)
+        return NULL;
+    atomic_init(&file->refs, 1);
+    file->tree = tree;
+    file->engine = tree->options.engine;
+    return file;
+}
+
+static void enter_file(qf_file *file)
+{
+    qf_tree_add_handle(file->tree, &file->handle, close_handle);
+    qf_metrics_opened(file->tree->metrics, 1);
+}
+
+/* generation: NULL, or the only one that will do. */
+static int open_file(qf_tree *tree, uint64_t id, const uint64_t *generation,
+                     qf_file **out)
 {
     struct qf_place place;
-    uint64_t generation;
-    int rc = qf_tree_place(tree, id, &place, &generation);
+    uint64_t told;
+    int rc = qf_tree_place(tree, id, &place, &told);
     if (rc != 0)
         return rc;
     struct qf_target target = {0};
-    qf_file *file = calloc(1, sizeof *file);
+    qf_file *file = new_file(tree);
     if (file == NULL) {
         rc = -ENOMEM;
         goto out;
     }
-    atomic_init(&file->refs, 1);
-    file->tree = tree;
-    file->engine = tree->options.engine;
     rc = qf_tree_resolve(tree, &place, true, &target);
     if (rc != 0)
         goto out;
-    rc = qf_tree_check_generation(tree, id, generation, target.entry.generation);
+    if (generation == NULL)
+        rc = qf_tree_check_generation(tree, id, told, target.entry.generation);
+    else if (target.entry.generation != *generation)
+        rc = -ESTALE;
     if (rc == 0)
         rc = open_target(tree, &place, &target, file);
     file->generation = target.entry.generation;
@@ -166,10 +184,29 @@ out:
         free(file);
         return rc;
     }
-    qf_tree_add_handle(tree, &file->handle, close_handle);
-    qf_metrics_opened(tree->metrics, 1);
+    enter_file(file);
     *out = file;
     return 0;
+}
+
+int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out)
+{
+    return open_file(tree, id, NULL, out);
+}
+
+int qf_file_reopen(qf_tree *tree, uint64_t id, uint64_t generation, qf_file **out)
+{
+    return open_file(tree, id, &generation, out);
+}
+
+void qf_file_hold(qf_file *file)
+{
+    atomic_fetch_add(&file->refs, 1);
+}
+
+uint64_t qf_file_generation(const qf_file *file)
+{
+    return file->generation;
 }
 
 void qf_file_close(qf_file *file)
@@ -191,11 +228,36 @@ bool qf_file_is_dynamic(const qf_file *file)
     return file->kind == FILE_CONTROL;
 }
 
-bool qf_file_sealed(const qf_file *file, uint64_t *generation, int *fd)
+const char *qf_file_dynamic_text(const qf_file *file, size_t *size)
+{
+    assert(file->kind == FILE_CONTROL);
+    *size = file->text_size;
+    return file->text;
+}
+
+int qf_file_open_text(qf_tree *tree, const char *text, size_t size, qf_file **out)
+{
+    qf_file *file = new_file(tree);
+    char *copy = malloc(size != 0 ? size : 1);
+    if (file == NULL || copy == NULL) {
+        free(file);
+        free(copy);
+        return -ENOMEM;
+    }
+    memcpy(copy, text, size);
+    file->kind = FILE_CONTROL;
+    file->text = file->owned_text = copy;
+    file->text_size = size;
+    file->generation = 1;
+    enter_file(file);
+    *out = file;
+    return 0;
+}
+
+bool qf_file_sealed(const qf_file *file, int *fd)
 {
     if (file->kind != FILE_SHARD)
         return false;
-    *generation = file->generation;
     *fd = qf_shard_file_sealed_fd(file->shard);
     return true;
 }
@@ -262,7 +324,7 @@ int qf_file_read(qf_file *file, uint64_t off, size_t size, struct qf_file_read *
     switch (file->kind) {
     case FILE_TEXT:
     case FILE_CONTROL:
-        atomic_fetch_add(&file->refs, 1);
+        qf_file_hold(file);
         out->file = file;
         return read_text(file, off, size, out);
     case FILE_SOURCE:

@@ -21,12 +21,25 @@ typedef struct qf_file qf_file;
 /* -EISDIR, -ENOENT, …; -ESTALE when the contents are no longer those of the generation
  * told last (the kernel looks the name up again and comes back). */
 int qf_file_open(qf_tree *tree, uint64_t id, qf_file **out) QF_MUST_CHECK;
+/* The same, of contents that were opened as this generation; -ESTALE when they are
+ * others now. */
+int qf_file_reopen(qf_tree *tree, uint64_t id, uint64_t generation,
+                   qf_file **out) QF_MUST_CHECK;
+/* One more reference. */
+void qf_file_hold(qf_file *file);
+/* Gives one back; the last one closes. NULL is allowed. */
 void qf_file_close(qf_file *file);
+/* Of its contents. */
+uint64_t qf_file_generation(const qf_file *file);
 /* Contents that change from open to open and have no size before they are read. */
 bool qf_file_is_dynamic(const qf_file *file);
-/* For a view shard (false: it is none): which version of the inode it is, and its
- * sealed file (-1: none), borrowed from `file`. */
-bool qf_file_sealed(const qf_file *file, uint64_t *generation, int *fd);
+/* These contents, borrowed; and a file with such contents of another daemon's. */
+const char *qf_file_dynamic_text(const qf_file *file, size_t *size);
+int qf_file_open_text(qf_tree *tree, const char *text, size_t size,
+                      qf_file **out) QF_MUST_CHECK;
+/* For a view shard (false: it is none): its sealed file (-1: none), borrowed from
+ * `file`. */
+bool qf_file_sealed(const qf_file *file, int *fd);
 
 /* XXH3-64 of all bytes, if it is known without reading weights: of texts and of shards
  * with a sealed file. -ENODATA. */

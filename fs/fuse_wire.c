@@ -8,10 +8,14 @@
 
 /* struct fuse_in_header, and struct fuse_init_in behind it */
 #define IN_OPCODE      4u
+#define IN_UNIQUE      8u
 #define IN_HEADER_SIZE 40u
 #define IN_FLAGS       (IN_HEADER_SIZE + 12u)
 #define IN_FLAGS2      (IN_HEADER_SIZE + 16u)
 #define OPCODE_INIT    26u
+
+#define UNIQUE_RESEND  (UINT64_C(1) << 63)
+#define NOTIFY_RESEND  7u
 
 /* struct fuse_out_header */
 #define OUT_ERROR       4u
@@ -24,6 +28,7 @@
 #define INIT_SIZE_MIN     40u
 
 #define FLAG_INIT_EXT     (UINT32_C(1) << 30)
+#define FLAG2_RESEND      (UINT32_C(1) << 7) /* bit 39 */
 #define FLAG2_PASSTHROUGH (UINT32_C(1) << 5) /* bit 37 of both words */
 #define FLAG_WRITEBACK    (UINT32_C(1) << 16)
 #define STACK_DEPTH       1u /* backing files lie on no stacked filesystem */
@@ -70,14 +75,41 @@ int qf_wire_reply_error(const struct iovec *iov, int count)
     return error < 0 ? -error : 0;
 }
 
-bool qf_wire_is_init(const void *request, size_t size, bool *offered)
+uint64_t qf_wire_unique(const void *request, size_t size, bool *again)
 {
-    *offered = false;
+    uint64_t unique = 0;
+    if (size >= IN_HEADER_SIZE)
+        memcpy(&unique, (const char *)request + IN_UNIQUE, sizeof unique);
+    *again = (unique & UNIQUE_RESEND) != 0;
+    return unique & ~UNIQUE_RESEND;
+}
+
+bool qf_wire_is_init(const void *request, size_t size, struct qf_wire_offer *offer)
+{
+    *offer = (struct qf_wire_offer){false, false};
     if (size < IN_HEADER_SIZE || load(request, IN_OPCODE) != OPCODE_INIT)
         return false;
-    if (size >= IN_FLAGS2 + 4 && (load(request, IN_FLAGS) & FLAG_INIT_EXT) != 0)
-        *offered = (load(request, IN_FLAGS2) & FLAG2_PASSTHROUGH) != 0;
+    if (size >= IN_FLAGS2 + 4 && (load(request, IN_FLAGS) & FLAG_INIT_EXT) != 0) {
+        offer->passthrough = (load(request, IN_FLAGS2) & FLAG2_PASSTHROUGH) != 0;
+        offer->resend = (load(request, IN_FLAGS2) & FLAG2_RESEND) != 0;
+    }
     return true;
+}
+
+bool qf_wire_asks_passthrough(const void *reply, size_t size)
+{
+    if (size < OUT_HEADER_SIZE + INIT_SIZE_MIN)
+        return false;
+    const char *body = (const char *)reply + OUT_HEADER_SIZE;
+    return (load(body, INIT_FLAGS) & FLAG_INIT_EXT) != 0 &&
+           (load(body, INIT_FLAGS2) & FLAG2_PASSTHROUGH) != 0;
+}
+
+void qf_wire_resend(unsigned char out[QF_WIRE_NOTIFY_SIZE])
+{
+    memset(out, 0, QF_WIRE_NOTIFY_SIZE);
+    store(out, 0, QF_WIRE_NOTIFY_SIZE);
+    store(out, OUT_ERROR, NOTIFY_RESEND); /* unique 0: no reply */
 }
 
 /* A copy of a successful reply of a header and a body. */

@@ -24,12 +24,30 @@ struct qf_wire_reply {
     unsigned char body[QF_WIRE_BODY_MAX];
 };
 
+#define QF_WIRE_OPEN    14u
+#define QF_WIRE_OPENDIR 27u
+
 /* A request's opcode; 0: it is none. */
 uint32_t qf_wire_opcode(const void *request, size_t size);
 /* The errno (not negative) that a reply carries; 0: none, or it is no reply. */
 int qf_wire_reply_error(const struct iovec *iov, int count);
-/* Whether this is a request to INIT, and then whether the kernel offers passthrough. */
-bool qf_wire_is_init(const void *request, size_t size, bool *offered);
+/* Its number, and whether it was sent before, to a daemon that did not answer it. 0: it
+ * is none. */
+uint64_t qf_wire_unique(const void *request, size_t size, bool *again);
+
+/* What the kernel offers in a request to INIT. */
+struct qf_wire_offer {
+    bool passthrough;
+    bool resend; /* sends requests again: qf_wire_resend */
+};
+/* Whether this is a request to INIT. */
+bool qf_wire_is_init(const void *request, size_t size, struct qf_wire_offer *offer);
+/* Whether a reply to INIT (header and body in one) has asked for passthrough. */
+bool qf_wire_asks_passthrough(const void *reply, size_t size);
+/* The notification after which the kernel sends all requests again that it has sent and
+ * that nobody has answered. */
+#define QF_WIRE_NOTIFY_SIZE 16
+void qf_wire_resend(unsigned char out[QF_WIRE_NOTIFY_SIZE]);
 /* The reply to INIT that asks for passthrough. False: it is no such reply (an error, or
  * of a layout without room for it), and must be sent as it is. */
 bool qf_wire_patch_init(const struct iovec *iov, int count, struct qf_wire_reply *out);

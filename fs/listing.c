@@ -9,6 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "base/hash.h"
 #include "base/limits.h"
 #include "fs/tree_private.h"
 
@@ -203,6 +204,16 @@ const char *qf_dir_entry(const qf_dir *dir, size_t index, uint64_t *id, unsigned
     *id = dir->entries[index].id;
     *type = dir->entries[index].type;
     return dir->entries[index].name;
+}
+
+uint64_t qf_dir_generation(const qf_dir *dir)
+{
+    uint64_t hash = 0;
+    for (size_t i = 0; i < dir->count; i++) {
+        const uint64_t what[] = {hash, dir->entries[i].id, dir->entries[i].type};
+        hash = qf_hash64(what, sizeof what);
+    }
+    return hash;
 }
 
 void qf_dir_close(qf_dir *dir)

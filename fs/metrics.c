@@ -78,6 +78,8 @@ struct qf_metrics {
     _Atomic uint64_t requests[KIND_COUNT];
     _Atomic uint64_t errors[KIND_COUNT][ERRNO_COUNT];
     struct histogram took[KIND_TIMED_COUNT];
+    _Atomic uint64_t begun, ended; /* of those that have a reply */
+    _Atomic int64_t waiting;
     _Atomic int64_t open_files;
     _Atomic uint64_t bytes_source, bytes_text;
 };
@@ -121,6 +123,8 @@ void qf_metrics_begin(qf_metrics *metrics, uint32_t opcode, int64_t now_ns,
     add(&metrics->requests[kind], 1);
     out->kind = kinds[kind].no_reply ? KIND_NONE : kind;
     out->start_ns = now_ns;
+    if (out->kind != KIND_NONE)
+        add(&metrics->begun, 1);
 }
 
 static void observe(struct histogram *histogram, int64_t ns)
@@ -142,10 +146,24 @@ void qf_metrics_end(qf_metrics *metrics, struct qf_metrics_request *request, int
     request->kind = KIND_NONE;
     if (kind >= KIND_COUNT)
         return;
+    add(&metrics->ended, 1);
     if (error != 0)
         add(&metrics->errors[kind][(unsigned)error < ERRNO_COUNT ? error : EIO], 1);
     if (kind < KIND_TIMED_COUNT)
         observe(&metrics->took[kind], now_ns - request->start_ns);
+}
+
+void qf_metrics_waiting(qf_metrics *metrics, int change)
+{
+    atomic_fetch_add_explicit(&metrics->waiting, change, memory_order_relaxed);
+}
+
+void qf_metrics_load(const qf_metrics *metrics, struct qf_metrics_load *out)
+{
+    /* In this order: never more ended than begun. */
+    out->ended = atomic_load(&metrics->ended);
+    out->begun = atomic_load(&metrics->begun);
+    out->waiting = atomic_load(&metrics->waiting);
 }
 
 void qf_metrics_opened(qf_metrics *metrics, int change)

@@ -42,6 +42,16 @@ void qf_metrics_begin(qf_metrics *metrics, uint32_t opcode, int64_t now_ns,
 void qf_metrics_end(qf_metrics *metrics, struct qf_metrics_request *request, int error,
                     int64_t now_ns);
 
+/* How the requests that have a reply stand. A thread that waits for one calls
+ * qf_metrics_waiting with +1 before and -1 after. */
+struct qf_metrics_load {
+    uint64_t begun; /* since the start */
+    uint64_t ended;
+    int64_t waiting; /* threads that would take one up at once */
+};
+void qf_metrics_waiting(qf_metrics *metrics, int change);
+void qf_metrics_load(const qf_metrics *metrics, struct qf_metrics_load *out);
+
 /* Files that are open: +1, -1. */
 void qf_metrics_opened(qf_metrics *metrics, int change);
 /* Bytes served by others than the engine: a file that passes through, a text. */

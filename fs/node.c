@@ -82,6 +82,72 @@ static void grow(struct qf_node_table *table)
     table->bucket_count = count;
 }
 
+/* Enters a node that is not there. */
+static struct qf_node *enter(struct qf_node_table *table, uint64_t id, const char *view,
+                             const char *path)
+{
+    size_t view_size = strlen(view) + 1, path_size = strlen(path) + 1;
+    struct qf_node *node = calloc(1, sizeof *node + view_size + path_size);
+    if (node == NULL)
+        return NULL;
+    if (table->count++ > table->bucket_count)
+        grow(table);
+    node->id = id;
+    node->path = memcpy(node->view + view_size, path, path_size);
+    memcpy(node->view, view, view_size);
+    node->next = table->buckets[id % table->bucket_count];
+    table->buckets[id % table->bucket_count] = node;
+    return node;
+}
+
+/* ---- the journal ---- */
+
+static void write_down(const struct qf_node_table *table, const struct qf_node *node)
+{
+    if (table->journal == NULL)
+        return;
+    size_t view_size = strlen(node->view) + 1, path_size = strlen(node->path) + 1;
+    size_t size = sizeof(struct qf_node_record) + view_size + path_size;
+    struct qf_node_record *record = malloc(size);
+    if (record == NULL) {
+        qf_journal_end(table->journal);
+        return;
+    }
+    record->generation = node->generation;
+    record->unsure = node->changed != 0;
+    record->view_size = (uint32_t)view_size;
+    char *names = (char *)(record + 1);
+    memcpy(names, node->view, view_size);
+    memcpy(names + view_size, node->path, path_size);
+    qf_journal_set(table->journal, QF_JOURNAL_NODE, node->id, record, size);
+    free(record);
+}
+
+int qf_node_restore(struct qf_node_table *table, uint64_t id, const char *view,
+                    const char *path, uint64_t generation, bool unsure)
+{
+    pthread_mutex_lock(&table->lock);
+    struct qf_node *node = *find(table, id);
+    if (node == NULL)
+        node = enter(table, id, view, path);
+    if (node != NULL) {
+        node->generation = generation;
+        node->changed = unsure ? ++table->clock : 0;
+        node->lookups = 1;
+    }
+    pthread_mutex_unlock(&table->lock);
+    return node != NULL ? 0 : -ENOMEM;
+}
+
+void qf_node_keep(struct qf_node_table *table, qf_journal *journal)
+{
+    pthread_mutex_lock(&table->lock);
+    table->journal = journal;
+    pthread_mutex_unlock(&table->lock);
+}
+
+/* ---- */
+
 uint64_t qf_node_ticket(struct qf_node_table *table)
 {
     pthread_mutex_lock(&table->lock);
@@ -104,21 +170,11 @@ void qf_node_doubt(struct qf_node_table *table, uint64_t id)
 {
     pthread_mutex_lock(&table->lock);
     struct qf_node *node = *find(table, id);
-    if (node != NULL)
-        node->changed = ++table->clock;
-    pthread_mutex_unlock(&table->lock);
-}
-
-static struct qf_node *node_new(uint64_t id, const char *view, const char *path)
-{
-    size_t view_size = strlen(view) + 1, path_size = strlen(path) + 1;
-    struct qf_node *node = calloc(1, sizeof *node + view_size + path_size);
     if (node != NULL) {
-        node->id = id;
-        node->path = memcpy(node->view + view_size, path, path_size);
-        memcpy(node->view, view, view_size);
+        node->changed = ++table->clock;
+        write_down(table, node);
     }
-    return node;
+    pthread_mutex_unlock(&table->lock);
 }
 
 int qf_node_remember(struct qf_node_table *table, uint64_t ticket, uint64_t id,
@@ -131,19 +187,16 @@ int qf_node_remember(struct qf_node_table *table, uint64_t ticket, uint64_t id,
         (strcmp(node->view, view) != 0 || strcmp(node->path, path) != 0)) {
         rc = -EIO;
     } else if (node == NULL) {
-        node = node_new(id, view, path);
-        if (node == NULL) {
-            rc = -ENOMEM;
-        } else {
-            if (table->count++ > table->bucket_count)
-                grow(table);
-            node->next = table->buckets[id % table->bucket_count];
-            table->buckets[id % table->bucket_count] = node;
-        }
+        node = enter(table, id, view, path);
+        rc = node != NULL ? 0 : -ENOMEM;
     }
     if (rc == 0) {
+        uint64_t was = node->generation;
+        bool unsure = node->changed != 0, fresh = node->lookups == 0;
         set_generation(table, node, ticket, generation);
         node->lookups++;
+        if (fresh || was != generation || unsure != (node->changed != 0))
+            write_down(table, node);
     }
     pthread_mutex_unlock(&table->lock);
     return rc;
@@ -160,6 +213,8 @@ void qf_node_forget(struct qf_node_table *table, uint64_t id, uint64_t count)
             *link = node->next;
             table->count--;
             free(node);
+            if (table->journal != NULL)
+                qf_journal_delete(table->journal, QF_JOURNAL_NODE, id);
         }
     }
     pthread_mutex_unlock(&table->lock);

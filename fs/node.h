@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "base/err.h"
+#include "fs/journal.h"
 #include "view/names.h"
 
 #ifdef __cplusplus
@@ -50,11 +51,25 @@ struct qf_node_table {
     struct qf_node **buckets;
     size_t bucket_count;
     size_t count;
-    uint64_t clock; /* of lookups and of changes that they found */
+    uint64_t clock;      /* of lookups and of changes that they found */
+    qf_journal *journal; /* borrowed; NULL: none */
 };
 
 int qf_node_table_init(struct qf_node_table *table) QF_MUST_CHECK;
 void qf_node_table_fini(struct qf_node_table *table);
+
+/* One that the journal has, with the reference that the kernel holds at least; the
+ * caller has made sure that the path has this id. */
+int qf_node_restore(struct qf_node_table *table, uint64_t id, const char *view,
+                    const char *path, uint64_t generation, bool unsure) QF_MUST_CHECK;
+/* Writes what changes into the journal from now on. */
+void qf_node_keep(struct qf_node_table *table, qf_journal *journal);
+/* What stands there; behind it the view's name and then the path, each with its NUL. */
+struct qf_node_record {
+    uint64_t generation;
+    uint32_t unsure;
+    uint32_t view_size; /* with the NUL */
+};
 
 /* view, path: as in a place. */
 uint64_t qf_node_id(const char *view, const char *path);

@@ -131,6 +131,54 @@ static int set_policy(struct qf_mount_options *o, const char *value, struct qf_e
     return get_text("policy", value, o->policy, sizeof o->policy, err);
 }
 
+static int set_limits(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    return get_text("limits", value, o->limits, sizeof o->limits, err);
+}
+
+static int set_drain_timeout(struct qf_mount_options *o, const char *value,
+                             struct qf_err *err)
+{
+    int rc = get_number("drain_timeout", value, 3600, &o->drain_timeout_s, err);
+    if (rc == 0 && o->drain_timeout_s == 0)
+        rc = qf_err_set(err, -EINVAL, "option drain_timeout=%s: at least 1", value);
+    return rc;
+}
+
+static int set_restart(struct qf_mount_options *o, const char *value,
+                       struct qf_err *err)
+{
+    static const char *const modes[] = {[QF_RESTART_OFF] = "off",
+                                        [QF_RESTART_KEEPER] = "keeper",
+                                        [QF_RESTART_SYSTEMD] = "systemd"};
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++) {
+        if (strcmp(value, modes[i]) == 0) {
+            o->restart = (enum qf_restart)i;
+            return 0;
+        }
+    }
+    return qf_err_set(err, -EINVAL, "option restart=%s: not off, keeper or systemd",
+                      value);
+}
+
+static int set_log(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    o->log_syslog = strcmp(value, "syslog") == 0;
+    if (!o->log_syslog && strcmp(value, "auto") != 0)
+        return qf_err_set(err, -EINVAL, "option log=%s: not auto or syslog", value);
+    return 0;
+}
+
+static int set_log_format(struct qf_mount_options *o, const char *value,
+                          struct qf_err *err)
+{
+    o->log_json = strcmp(value, "json") == 0;
+    if (!o->log_json && strcmp(value, "text") != 0)
+        return qf_err_set(err, -EINVAL, "option log_format=%s: not text or json",
+                          value);
+    return 0;
+}
+
 static int set_alias(struct qf_mount_options *o, const char *value, struct qf_err *err)
 {
     o->alias_bnb = strcmp(value, "bnb") == 0;
@@ -205,6 +253,18 @@ static const struct qf_mount_option options_table[] = {
     {"fsname", "NAME", "what /proc/mounts shows as the device (STORE)", set_fsname},
     {"allow_other", NULL, "let other users in (see fuse.conf)", set_allow_other},
     {"sloppy", NULL, "do not mind unknown options that follow", set_sloppy},
+    {"limits", "FILE",
+     "cache_size=SIZE and cache_min_free=SIZE, a line each; SIGHUP reads it again",
+     set_limits},
+    {"drain_timeout", "SECONDS",
+     "how long SIGTERM waits for readers and unfinished work (10)", set_drain_timeout},
+    {"restart", "off|keeper|systemd",
+     "keeper: a second process keeps the mount while a daemon that died is started "
+     "again; systemd: the unit does (Type=notify, FileDescriptorStoreMax=2); off (off)",
+     set_restart},
+    {"log", "auto|syslog", "auto: stderr in the foreground, else syslog (auto)",
+     set_log},
+    {"log_format", "text|json", "json: an object a line (text)", set_log_format},
     {"debug", NULL, "log every event of interest", set_debug},
 };
 
@@ -309,7 +369,38 @@ int qf_mount_options_parse(struct qf_mount_options *options, const char *list,
 void qf_mount_options_init(struct qf_mount_options *options)
 {
     *options = (struct qf_mount_options){.attr_ttl_s = QF_ATTR_TTL_DEFAULT_S,
-                                         .read_ahead_kb = QF_READ_AHEAD_DEFAULT_KB};
+                                         .read_ahead_kb = QF_READ_AHEAD_DEFAULT_KB,
+                                         .drain_timeout_s = QF_DRAIN_DEFAULT_S};
+}
+
+static bool is_limit(const char *line)
+{
+    return strncmp(line, "cache_size=", 11) == 0 ||
+           strncmp(line, "cache_min_free=", 15) == 0;
+}
+
+int qf_mount_options_parse_limits(struct qf_mount_options *options, const char *text,
+                                  struct qf_err *err)
+{
+    char *copy = strdup(text);
+    if (copy == NULL)
+        return -ENOMEM;
+    int rc = 0;
+    char *rest = copy;
+    for (unsigned number = 1; rc == 0 && rest != NULL; number++) {
+        char *line = strsep(&rest, "\n");
+        line += strspn(line, " \t");
+        line[strcspn(line, " \t\r")] = '\0';
+        if (line[0] == '\0' || line[0] == '#')
+            continue;
+        rc = is_limit(line)
+                 ? parse_one(options, line, err)
+                 : qf_err_set(err, -EINVAL, "neither cache_size= nor cache_min_free=");
+        if (rc != 0)
+            qf_err_prefix(err, "line %u", number);
+    }
+    free(copy);
+    return rc;
 }
 
 const struct qf_mount_option *qf_mount_option_list(size_t *count)

@@ -19,6 +19,7 @@
 
 #define BUCKETS       256u
 #define WHY_SIZE      160
+#define LEFTOVERS_MAX (1 << 16)
 #define WHY_NOT_BEGUN "the kernel was not asked"
 
 enum state { STATE_WAITING, STATE_ASKING, STATE_ON, STATE_OFF };
@@ -40,6 +41,7 @@ struct qf_passthrough {
     char why[WHY_SIZE];
     struct qf_passthrough_device device;
     uint64_t opens;
+    bool restored; /* the kernel may have backing files of another daemon */
     struct inode *buckets[BUCKETS];
 };
 
@@ -123,6 +125,25 @@ static int open_backing(qf_passthrough *pt, int fd)
     return 0;
 }
 
+static bool backs_something(const qf_passthrough *pt, int id)
+{
+    for (size_t i = 0; i < BUCKETS; i++)
+        for (const struct inode *inode = pt->buckets[i]; inode != NULL;
+             inode = inode->next)
+            if (inode->backing == id)
+                return true;
+    return false;
+}
+
+/* Ids are given out upwards: those below `id` are of daemons before us, and each keeps
+ * its file on the disk. */
+static void close_leftovers(qf_passthrough *pt, int id)
+{
+    for (int i = id > LEFTOVERS_MAX ? id - LEFTOVERS_MAX : 1; i < id; i++)
+        if (!backs_something(pt, i))
+            pt->device.close(pt->device.arg, i);
+}
+
 /* A file that any kernel with passthrough takes. */
 static void try_device(qf_passthrough *pt)
 {
@@ -135,6 +156,8 @@ static void try_device(qf_passthrough *pt)
         return;
     }
     pt->device.close(pt->device.arg, id);
+    if (pt->restored)
+        close_leftovers(pt, id);
     pt->state = STATE_ON;
     pthread_cond_broadcast(&pt->answered);
     pt->switched(pt->arg, true);
@@ -191,24 +214,49 @@ static struct inode **find(qf_passthrough *pt, uint64_t node, uint64_t generatio
     return link;
 }
 
+/* The inode, made if it is not there; NULL without memory. With the lock held. */
+static struct inode *enter(qf_passthrough *pt, uint64_t node, uint64_t generation,
+                           bool *fresh)
+{
+    struct inode **link = find(pt, node, generation);
+    *fresh = *link == NULL;
+    if (*fresh) {
+        *link = calloc(1, sizeof **link);
+        if (*link != NULL) {
+            (*link)->node = node;
+            (*link)->generation = generation;
+        }
+    }
+    return *link;
+}
+
+int qf_passthrough_restore(qf_passthrough *pt, uint64_t node, uint64_t generation,
+                           int backing)
+{
+    bool fresh;
+    pthread_mutex_lock(&pt->lock);
+    pt->restored = true;
+    struct inode *inode = enter(pt, node, generation, &fresh);
+    if (inode != NULL) {
+        inode->opens++;
+        inode->backing = backing;
+    }
+    pthread_mutex_unlock(&pt->lock);
+    return inode != NULL ? 0 : -ENOMEM;
+}
+
 int qf_passthrough_open(qf_passthrough *pt, uint64_t node, uint64_t generation, int fd)
 {
     pthread_mutex_lock(&pt->lock);
     await_answer(pt);
-    struct inode **link = find(pt, node, generation);
-    struct inode *inode = *link;
+    bool fresh;
+    struct inode *inode = enter(pt, node, generation, &fresh);
     if (inode == NULL) {
-        inode = calloc(1, sizeof *inode);
-        if (inode == NULL) {
-            pthread_mutex_unlock(&pt->lock);
-            return -ENOMEM;
-        }
-        inode->node = node;
-        inode->generation = generation;
-        if (pt->state == STATE_ON && fd >= 0)
-            inode->backing = open_backing(pt, fd);
-        *link = inode;
+        pthread_mutex_unlock(&pt->lock);
+        return -ENOMEM;
     }
+    if (fresh && pt->state == STATE_ON && fd >= 0)
+        inode->backing = open_backing(pt, fd);
     inode->opens++;
     int backing = inode->backing;
     if (backing != 0)

@@ -47,6 +47,12 @@ void qf_passthrough_ask(qf_passthrough *pt);
 void qf_passthrough_start(qf_passthrough *pt,
                           const struct qf_passthrough_device *device);
 
+/* Before the start: an inode that a daemon before this one has told the kernel to be
+ * open, in this mode (a backing id, or 0). Backing files that were told to the kernel
+ * and belong to no such inode are closed at the start. */
+int qf_passthrough_restore(qf_passthrough *pt, uint64_t node, uint64_t generation,
+                           int backing) QF_MUST_CHECK;
+
 /* An open of an inode, whose sealed file is `fd` (-1: there is none). Returns the
  * backing id to reply with, 0 for cached mode, or -ENOMEM: then the open must fail.
  * Each success is ended by one release. */

@@ -13,7 +13,8 @@
 
 static void print_sentence(const char *sentence)
 {
-    fprintf(stderr, "quantfs: %s\n", sentence);
+    if (sentence[0] != '\0')
+        fprintf(stderr, "quantfs: %s\n", sentence);
 }
 
 static _Noreturn void wait_for_child(int fd)
@@ -78,6 +79,12 @@ void qf_process_ready(struct qf_process *process)
 {
     if (process->status_fd < 0)
         return;
+    qf_process_detach();
+    send_status(process, QF_EXIT_OK, "");
+}
+
+void qf_process_detach(void)
+{
     if (chdir("/") != 0)
         qf_log(QF_LOG_WARN, "chdir /: %s", strerror(errno));
     int null_fd = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -89,7 +96,6 @@ void qf_process_ready(struct qf_process *process)
             close(null_fd);
     }
     qf_log_to_syslog();
-    send_status(process, QF_EXIT_OK, "");
 }
 
 void qf_process_failed(struct qf_process *process, int code, const char *sentence)

@@ -17,6 +17,8 @@ extern "C" {
 #define QF_EXIT_USAGE  1
 #define QF_EXIT_SYSTEM 2
 #define QF_EXIT_MOUNT  32
+/* The mount goes on with the next daemon (EX_TEMPFAIL; RestartForceExitStatus=). */
+#define QF_EXIT_RESTART 75
 
 struct qf_process {
     int status_fd; /* -1: in the foreground */
@@ -29,8 +31,10 @@ int qf_process_start(bool foreground, struct qf_process *out,
 /* The mount is up: the parent exits with QF_EXIT_OK, our standard descriptors go to
  * /dev/null and the log to syslog. */
 void qf_process_ready(struct qf_process *process);
-/* It will not come up: the parent prints the sentence and exits with `code`. In the
- * foreground the sentence is printed here. */
+/* Holds on to no terminal and no directory: the second half of the above. */
+void qf_process_detach(void);
+/* It will not come up: the parent prints the sentence ("": somebody has said it) and
+ * exits with `code`. In the foreground the sentence is printed here. */
 void qf_process_failed(struct qf_process *process, int code, const char *sentence);
 
 #ifdef __cplusplus

@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include "base/hash.h"
+#include "fs/status.h"
 #include "fs/tree_private.h"
 
 /* NFS handles carry 32 bits of it; 0 means "unknown" to us. */
@@ -344,7 +345,68 @@ int qf_tree_getattr(qf_tree *tree, uint64_t id, struct qf_entry *out)
     return rc == -ENOENT ? -ESTALE : rc;
 }
 
+char *qf_tree_name(qf_tree *tree, uint64_t id)
+{
+    struct qf_place place;
+    uint64_t generation;
+    if (qf_node_find(&tree->nodes, id, &place, &generation) != 0)
+        return strdup("");
+    char *name = qf_path_join(place.view, place.path);
+    free(place.path);
+    return name;
+}
+
 /* ---- the tree ---- */
+
+/* A view that this mount has not (it was begun with others, or the policy forbids one)
+ * takes its nodes with it: who holds one is told so. */
+static int restore_node(void *arg, uint64_t id, const void *data, size_t size)
+{
+    qf_tree *tree = arg;
+    const struct qf_node_record *record = data;
+    if (size < sizeof *record)
+        return -EBADMSG;
+    const char *view = (const char *)(record + 1);
+    size_t names_size = size - sizeof *record;
+    if (record->view_size == 0 || record->view_size >= names_size ||
+        view[record->view_size - 1] != '\0' || view[names_size - 1] != '\0')
+        return -EBADMSG;
+    const char *path = view + record->view_size;
+    if (qf_node_id(view, path) != id)
+        return -EBADMSG;
+    char found[QF_VIEW_NAME_SIZE];
+    int rc = strcmp(view, QF_CONTROL_DIR) != 0
+                 ? qf_views_find(&tree->views, view, found)
+                 : 0;
+    if (rc != 0)
+        return rc == -ENOENT ? 0 : rc;
+    return qf_node_restore(&tree->nodes, id, view, path, record->generation,
+                           record->unsure != 0);
+}
+
+int qf_tree_keep(qf_tree *tree, qf_journal *journal, bool restore)
+{
+    int rc =
+        restore ? qf_journal_each(journal, QF_JOURNAL_NODE, restore_node, tree) : 0;
+    if (rc == 0)
+        qf_node_keep(&tree->nodes, journal);
+    return rc;
+}
+
+void qf_tree_keep_nothing(qf_tree *tree)
+{
+    qf_node_keep(&tree->nodes, NULL);
+}
+
+void qf_tree_set_policy(qf_tree *tree, const char *policy, size_t size)
+{
+    qf_views_set_policy(&tree->views, policy, size);
+}
+
+void qf_tree_status(qf_tree *tree, struct qf_buf *out)
+{
+    qf_status_text(&tree->options, tree->catalog, out);
+}
 
 qf_metrics *qf_tree_metrics(qf_tree *tree)
 {

@@ -41,6 +41,8 @@ struct qf_tree_options {
 #define QF_CATALOG_MEMORY (UINT64_C(256) << 20)
 
 /* st_ino is the node id; the generation changes when the contents do. */
+struct qf_journal;
+
 struct qf_entry {
     struct stat st;
     uint64_t generation;
@@ -49,6 +51,17 @@ struct qf_entry {
 int qf_tree_new(const struct qf_tree_options *options, qf_tree **out) QF_MUST_CHECK;
 /* NULL is allowed. */
 void qf_tree_free(qf_tree *tree);
+
+/* What the kernel was told is kept in the journal (borrowed) from now on. `restore`:
+ * beginning with what a daemon before this one has told it. */
+int qf_tree_keep(qf_tree *tree, struct qf_journal *journal, bool restore) QF_MUST_CHECK;
+
+void qf_tree_keep_nothing(qf_tree *tree);
+
+/* Another policy, valid for the views that the root lists; borrowed. When this returns
+ * nobody reads the one before. What is open goes on as it was; the next open of a file
+ * that is now another finds another generation. */
+void qf_tree_set_policy(qf_tree *tree, const char *policy, size_t size);
 
 /* The entry `name` of a directory, "." and ".." included; counts one reference of the
  * kernel's, which qf_tree_forget gives back. -ENOENT, -EXDEV (a link that leaves the
@@ -64,8 +77,16 @@ int qf_tree_opendir(qf_tree *tree, uint64_t id, qf_dir **out) QF_MUST_CHECK;
 size_t qf_dir_count(const qf_dir *dir);
 /* The name of entry `index`, its id, and its type (DT_DIR or DT_REG). Borrowed. */
 const char *qf_dir_entry(const qf_dir *dir, size_t index, uint64_t *id, unsigned *type);
+/* Another one when names, types or their order are others. */
+uint64_t qf_dir_generation(const qf_dir *dir);
+/* NULL is allowed. */
 void qf_dir_close(qf_dir *dir);
 
+/* What a node is called, "nf4/path", for the log: "" for the root, and for one that the
+ * kernel does not hold. Returns owned; NULL without memory. */
+char *qf_tree_name(qf_tree *tree, uint64_t id) QF_MUST_CHECK;
+/* The text of the status file. */
+void qf_tree_status(qf_tree *tree, struct qf_buf *out);
 /* Its counters; borrowed. */
 qf_metrics *qf_tree_metrics(qf_tree *tree);
 

@@ -16,21 +16,43 @@ void qf_views_init(struct qf_views *views, const struct qf_view *listed, size_t 
                                .listed_count = count,
                                .policy = policy,
                                .policy_size = policy_size};
+    pthread_rwlock_init(&views->policy_lock, NULL);
     pthread_mutex_init(&views->lock, NULL);
 }
 
 void qf_views_fini(struct qf_views *views)
 {
     pthread_mutex_destroy(&views->lock);
+    pthread_rwlock_destroy(&views->policy_lock);
 }
 
-int qf_views_make(const struct qf_views *views, const char *name, struct qf_view *out,
+void qf_views_set_policy(struct qf_views *views, const char *policy, size_t size)
+{
+    pthread_rwlock_wrlock(&views->policy_lock);
+    views->policy = policy;
+    views->policy_size = size;
+    views->policy_number++;
+    pthread_rwlock_unlock(&views->policy_lock);
+}
+
+uint64_t qf_views_policy(struct qf_views *views)
+{
+    pthread_rwlock_rdlock(&views->policy_lock);
+    uint64_t number = views->policy_number;
+    pthread_rwlock_unlock(&views->policy_lock);
+    return number;
+}
+
+int qf_views_make(struct qf_views *views, const char *name, struct qf_view *out,
                   struct qf_err *err)
 {
     struct qf_view base;
     int rc = qf_view_parse(name, strlen(name), &base, err);
-    if (rc == 0)
-        rc = qf_overrides_apply(&base, views->policy, views->policy_size, out, err);
+    if (rc != 0)
+        return rc;
+    pthread_rwlock_rdlock(&views->policy_lock);
+    rc = qf_overrides_apply(&base, views->policy, views->policy_size, out, err);
+    pthread_rwlock_unlock(&views->policy_lock);
     return rc;
 }
 

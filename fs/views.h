@@ -7,6 +7,7 @@
 
 #include <pthread.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/err.h"
 #include "base/limits.h"
@@ -19,9 +20,11 @@ extern "C" {
 struct qf_views {
     const struct qf_view *listed; /* borrowed */
     size_t listed_count;
+    pthread_rwlock_t policy_lock; /* for the three below; whoever reads them holds it */
     const char *policy; /* text of overrides for all models, or NULL; borrowed */
     size_t policy_size;
-    pthread_mutex_t lock; /* for those below */
+    uint64_t policy_number; /* of policies before this one */
+    pthread_mutex_t lock;   /* for those below */
     size_t recent_count;
     char recent[QF_VIEWS_RECENT_MAX][QF_VIEW_NAME_SIZE]; /* asked for last first */
 };
@@ -30,13 +33,19 @@ void qf_views_init(struct qf_views *views, const struct qf_view *listed, size_t 
                    const char *policy, size_t policy_size);
 void qf_views_fini(struct qf_views *views);
 
+/* Another policy from now on. When it returns nobody reads the one before. */
+void qf_views_set_policy(struct qf_views *views, const char *policy, size_t size);
+/* A number that is another one with each policy. A view made after this call is made
+ * with this one or one that came after it. */
+uint64_t qf_views_policy(struct qf_views *views);
+
 /* The name of the view that a name in the root means: one that is listed, or one with
  * settings, of a codec of which some view is listed. -ENOENT, -ENOMEM. */
 int qf_views_find(struct qf_views *views, const char *name,
                   char out[QF_VIEW_NAME_SIZE]) QF_MUST_CHECK;
 /* The view of a name that qf_views_find gave, with the policy's overrides:
  * qf_view_fini. -EINVAL, -ENOMEM. */
-int qf_views_make(const struct qf_views *views, const char *name, struct qf_view *out,
+int qf_views_make(struct qf_views *views, const char *name, struct qf_view *out,
                   struct qf_err *err) QF_MUST_CHECK;
 /* Name number `index`, of those listed and then of those asked for lately; false past
  * the end. */

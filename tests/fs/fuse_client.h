@@ -24,6 +24,7 @@ struct client {
     struct sfx s;
     struct qf_fuse_context context;
     struct qf_passthrough_device device;
+    qf_handles *handles;
     struct fuse_session *session;
     int ends[2]; /* ours, the session's */
     pthread_t thread;
@@ -198,7 +199,9 @@ static inline void client_begin(struct client *c, void (*prepare)(struct client 
     if (prepare != NULL)
         prepare(c);
     sfx_open(&c->s, "nf4:int8");
+    assert_int_equal(qf_handles_new(c->s.tree, NULL, &c->handles), 0);
     c->context = (struct qf_fuse_context){.tree = c->s.tree,
+                                          .handles = c->handles,
                                           .attr_ttl_s = ATTR_TTL,
                                           .passthrough = c->s.passthrough,
                                           .device = c->device,
@@ -220,6 +223,7 @@ static inline void client_end(struct client *c)
     pthread_join(c->thread, &result);
     fuse_session_destroy(c->session); /* closes its end */
     close(c->ends[0]);
+    qf_handles_free(c->handles);
     sfx_close(&c->s);
     sfx_end(&c->s);
 }

@@ -92,6 +92,7 @@ class Mount:
         self.env = {**sanitizer_env(os.path.join(self.own, "sanitizer")), **(env or {})}
         self.log_path = os.path.join(self.own, "log")
         self.process = None
+        self.said = None  # the log, when all is over
 
     def __enter__(self):
         try:
@@ -189,6 +190,7 @@ class Mount:
                 raise MountError("sanitizer:\n" + complaints[:8000])
         finally:
             self.kill()
+            self.said = self.log()
             if not mounted(self.mnt):
                 shutil.rmtree(self.own, ignore_errors=True)
 

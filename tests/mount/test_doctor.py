@@ -10,8 +10,8 @@ import unittest
 
 import qfmount
 
-NAMES = {"kernel", "fuse-device", "libfuse", "allow-other", "passthrough", "read-ahead",
-         "isa", "cuda", "cache", "open-files", "page-size"}
+NAMES = {"kernel", "fuse-device", "libfuse", "allow-other", "passthrough", "restart",
+         "read-ahead", "isa", "cuda", "cache", "open-files", "page-size"}
 
 
 def doctor(*args, **kwargs):

@@ -95,6 +95,25 @@ static void test_held_value_survives(void **state)
     qf_store_close(store);
 }
 
+/* A limit that is lowered while the store is in use. */
+static void test_other_limit(void **state)
+{
+    (void)state;
+    qf_store *store = mem_open(TEST_LIMIT);
+    const unsigned count = TEST_LIMIT / 100000 / 2;
+    for (unsigned i = 0; i < count; i++)
+        value_put(store, i, 100000);
+    assert_int_equal(stats_of(store).entries, count);
+    qf_store_set_limits(store, 250000, 0);
+    assert_int_equal(stats_of(store).bytes_limit, 250000);
+    assert_int_equal(stats_of(store).entries, 2);
+    assert_true(value_found(store, count - 1, 100000));
+    assert_false(value_found(store, 0, 100000));
+    qf_store_set_limits(store, 0, 0); /* the one that it was opened with */
+    assert_int_equal(stats_of(store).bytes_limit, TEST_LIMIT);
+    qf_store_close(store);
+}
+
 static void test_limits(void **state)
 {
     (void)state;
@@ -156,6 +175,7 @@ int main(void)
         cmocka_unit_test(test_bounded_and_lru),
         cmocka_unit_test(test_held_value_survives),
         cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_other_limit),
         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

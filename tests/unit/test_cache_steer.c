@@ -48,6 +48,37 @@ static unsigned churn(qf_store *store, uint64_t origin, uint64_t from, unsigned 
     return there;
 }
 
+/* A limit that changes while the store is in use: files are fitted to it at once,
+ * values as new ones come; more than at the start only the next start gives. */
+static void test_other_limits(void **state)
+{
+    (void)state;
+    enum { FILES = 6, FILE_SIZE = 2 << 20, LIMIT = 64 << 20 };
+    char *dir = tmpdir_make();
+    qf_store *store = lmdb_open(dir, LIMIT);
+    for (uint64_t i = 0; i < FILES; i++)
+        assert_int_equal(origin_file(store, 0, i, FILE_SIZE), 0);
+    assert_int_equal(stats_of(store).files, FILES);
+    qf_store_set_limits(store, QF_CACHE_SIZE_MIN, 0);
+    struct qf_store_stats s = stats_of(store);
+    assert_int_equal(s.bytes_limit, QF_CACHE_SIZE_MIN);
+    assert_in_range(s.files, 1, FILES);
+    assert_true(s.bytes <= QF_CACHE_SIZE_MIN);
+    assert_true(churn(store, 0, 0, 100) > 0);
+    churn(store, 0, 100, 200);
+    assert_true(stats_of(store).bytes <= QF_CACHE_SIZE_MIN);
+    qf_store_set_limits(store, 1, 0);
+    assert_int_equal(stats_of(store).bytes_limit, QF_CACHE_SIZE_MIN);
+    qf_log_set_level(QF_LOG_ERROR); /* it warns */
+    qf_store_set_limits(store, 2 * (uint64_t)LIMIT, 0);
+    qf_log_set_level(QF_LOG_INFO);
+    assert_int_equal(stats_of(store).bytes_limit, LIMIT);
+    qf_store_set_limits(store, 0, 0);
+    assert_int_equal(churn(store, 0, 1000, 300), 300);
+    qf_store_close(store);
+    tmpdir_remove(dir);
+}
+
 static void test_pinned_stays(void **state)
 {
     (void)state;
@@ -396,10 +427,11 @@ static void test_min_free_of_files(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_pinned_stays),      cmocka_unit_test(test_all_pinned),
-        cmocka_unit_test(test_pinned_files),      cmocka_unit_test(test_min_free),
-        cmocka_unit_test(test_min_free_of_files), cmocka_unit_test(test_room_for_files),
-        cmocka_unit_test(test_compact),           cmocka_unit_test(test_compact_killed),
+        cmocka_unit_test(test_pinned_stays),   cmocka_unit_test(test_other_limits),
+        cmocka_unit_test(test_all_pinned),     cmocka_unit_test(test_pinned_files),
+        cmocka_unit_test(test_min_free),       cmocka_unit_test(test_min_free_of_files),
+        cmocka_unit_test(test_room_for_files), cmocka_unit_test(test_compact),
+        cmocka_unit_test(test_compact_killed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

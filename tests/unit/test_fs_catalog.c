@@ -96,6 +96,29 @@ static void test_freshness(void **state)
     end(&c);
 }
 
+/* Another policy: whoever holds a snapshot keeps what it was, the next look is new. */
+static void test_other_policy(void **state)
+{
+    (void)state;
+    struct ctx c;
+    qf_snapshot *held, *next;
+    const struct qf_variant *before, *after;
+    static const char policy[] = "{\"blocksize\": 128}";
+    begin(&c, 64u << 20);
+    sfx_model(&c.s, "m");
+    assert_int_equal(qf_catalog_get(c.catalog, "m", "nf4", false, &held, &before), 0);
+    qf_views_set_policy(&c.views, policy, strlen(policy));
+    assert_int_equal(qf_catalog_get(c.catalog, "m", "nf4", false, &next, &after), 0);
+    assert_int_equal(before->view.blocksize, 64);
+    assert_int_equal(after->view.blocksize, 128);
+    qf_snapshot_release(held);
+    qf_snapshot_release(next);
+    assert_int_equal(loaded(&c), 2);
+    look(&c, "m", "nf4", false); /* and it is kept */
+    assert_int_equal(loaded(&c), 2);
+    end(&c);
+}
+
 /* What passes through is not read again each time either, while nothing changes. */
 static void test_damaged_is_kept(void **state)
 {
@@ -238,13 +261,10 @@ static void test_errors(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_reuse),
-        cmocka_unit_test(test_freshness),
-        cmocka_unit_test(test_damaged_is_kept),
-        cmocka_unit_test(test_small_memory),
-        cmocka_unit_test(test_lru),
-        cmocka_unit_test(test_many_views),
-        cmocka_unit_test(test_errors),
+        cmocka_unit_test(test_reuse),           cmocka_unit_test(test_freshness),
+        cmocka_unit_test(test_damaged_is_kept), cmocka_unit_test(test_other_policy),
+        cmocka_unit_test(test_small_memory),    cmocka_unit_test(test_lru),
+        cmocka_unit_test(test_many_views),      cmocka_unit_test(test_errors),
     };
     return cmocka_run_group_tests_name("fs_catalog", tests, NULL, NULL);
 }

@@ -6,6 +6,7 @@
 
 #include <cmocka.h>
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -100,6 +101,14 @@ static void test_every_option(void **state)
     assert_int_equal(o.threads, 3);
     assert_string_equal(o.isa, "avx2");
     assert_int_equal(o.attr_ttl_s, 7);
+    assert_int_equal(o.drain_timeout_s, QF_DRAIN_DEFAULT_S);
+    assert_false(o.log_json);
+    assert_int_equal(qf_mount_options_parse(
+                         &o, "drain_timeout=3600,log_format=json,limits=/l", NULL),
+                     0);
+    assert_int_equal(o.drain_timeout_s, 3600);
+    assert_true(o.log_json);
+    assert_string_equal(o.limits, "/l");
     assert_int_equal(o.read_ahead_kb, 128);
     assert_string_equal(o.fsname, "x=y");
     assert_true(o.alias_bnb);
@@ -176,9 +185,35 @@ static void test_refusals(void **state)
     assert_refused("fsname=", "fsname");
     assert_refused("allow_other=1", "allow_other");
     assert_refused("debug=", "debug");
+    assert_refused("limits=", "limits");
+    assert_refused("drain_timeout=0", "at least 1");
+    assert_refused("drain_timeout=3601", "drain_timeout");
+    assert_refused("log_format=xml", "log_format");
     assert_refused("=", "''");
     assert_refused("nofail,ro,oops", "oops");
     assert_int_equal(parse("threads=1024,attr_ttl=31536000,read_ahead_kb=1048576"), 0);
+}
+
+static void test_limits(void **state)
+{
+    (void)state;
+    struct qf_err err = {""};
+    assert_int_equal(parse("cache_size=1G,cache_min_free=5"), 0);
+    assert_int_equal(qf_mount_options_parse_limits(&o, "", NULL), 0);
+    assert_int_equal(o.cache_size, 1u << 30);
+    assert_int_equal(qf_mount_options_parse_limits(
+                         &o, "# why\n\n cache_size=2G \r\n\tcache_min_free=7", NULL),
+                     0);
+    assert_int_equal(o.cache_size, 2u << 30);
+    assert_int_equal(o.cache_min_free, 7);
+    static const char *const wrong[] = {"cache_size", "cache_size=", "cache_size=x",
+                                        "memory=1G",  "cache",       "x-comment"};
+    for (size_t i = 0; i < sizeof wrong / sizeof *wrong; i++) {
+        char text[64];
+        snprintf(text, sizeof text, "cache_size=1M\n%s\n", wrong[i]);
+        assert_int_equal(qf_mount_options_parse_limits(&o, text, &err), -EINVAL);
+        assert_memory_equal(err.text, "line 2: ", 8);
+    }
 }
 
 static void test_too_long(void **state)
@@ -234,7 +269,7 @@ int main(void)
         cmocka_unit_test(test_sizes),        cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_every_option), cmocka_unit_test(test_mount_words),
         cmocka_unit_test(test_refusals),     cmocka_unit_test(test_too_long),
-        cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_lists),        cmocka_unit_test(test_limits),
     };
     return cmocka_run_group_tests_name("fs_opts", tests, NULL, NULL);
 }

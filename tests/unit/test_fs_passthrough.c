@@ -338,25 +338,85 @@ static void test_init_request(void **state)
 {
     (void)state;
     unsigned char in[40 + 64] = {0};
-    bool offered = true;
+    struct qf_wire_offer offer = {true, true};
     put32(in, 4, 26);
     put32(in, 40 + 12, UINT32_C(1) << 30);
     put32(in, 40 + 16, 1u << 5);
-    assert_true(qf_wire_is_init(in, sizeof in, &offered));
-    assert_true(offered);
-    assert_true(qf_wire_is_init(in, 40 + 16, &offered)); /* an old kernel's */
-    assert_false(offered);
-    put32(in, 40 + 16, ~(1u << 5));
-    assert_true(qf_wire_is_init(in, sizeof in, &offered));
-    assert_false(offered);
+    assert_true(qf_wire_is_init(in, sizeof in, &offer));
+    assert_true(offer.passthrough);
+    assert_false(offer.resend);
+    put32(in, 40 + 16, 1u << 7);
+    assert_true(qf_wire_is_init(in, sizeof in, &offer));
+    assert_false(offer.passthrough);
+    assert_true(offer.resend);
+    assert_true(qf_wire_is_init(in, 40 + 16, &offer)); /* an old kernel's */
+    assert_false(offer.passthrough || offer.resend);
+    put32(in, 40 + 16, ~(1u << 5 | 1u << 7));
+    assert_true(qf_wire_is_init(in, sizeof in, &offer));
+    assert_false(offer.passthrough || offer.resend);
     put32(in, 40 + 16, 1u << 5);
     put32(in, 40 + 12, ~(UINT32_C(1) << 30)); /* flags2 is not to be looked at */
-    assert_true(qf_wire_is_init(in, sizeof in, &offered));
-    assert_false(offered);
+    assert_true(qf_wire_is_init(in, sizeof in, &offer));
+    assert_false(offer.passthrough);
     put32(in, 4, 14);
-    assert_false(qf_wire_is_init(in, sizeof in, &offered));
+    assert_false(qf_wire_is_init(in, sizeof in, &offer));
     put32(in, 4, 26);
-    assert_false(qf_wire_is_init(in, 39, &offered));
+    assert_false(qf_wire_is_init(in, 39, &offer));
+}
+
+static void test_unique(void **state)
+{
+    (void)state;
+    unsigned char in[40] = {0};
+    bool again = true;
+    put32(in, 8, 7);
+    assert_int_equal(qf_wire_unique(in, sizeof in, &again), 7);
+    assert_false(again);
+    put32(in, 12, UINT32_C(1) << 31);
+    assert_int_equal(qf_wire_unique(in, sizeof in, &again), 7);
+    assert_true(again);
+    assert_int_equal(qf_wire_unique(in, 39, &again), 0);
+    assert_false(again);
+    unsigned char notify[QF_WIRE_NOTIFY_SIZE];
+    qf_wire_resend(notify);
+    assert_int_equal(get32(notify, 0), 16);
+    assert_int_equal(get32(notify, 4), 7); /* FUSE_NOTIFY_RESEND */
+    assert_int_equal(get32(notify, 8) | get32(notify, 12), 0);
+}
+
+/* Going on from a daemon before us. */
+static void test_restore(void **state)
+{
+    (void)state;
+    struct device d;
+    qf_passthrough *pt = begin(&d, false);
+    /* it has given the kernel 1 to 4; 2 and 4 back inodes that are open */
+    for (int id = 1; id <= 4; id++)
+        assert_int_equal(device_open(&d, 9), id);
+    d.calls = 0;
+    assert_int_equal(qf_passthrough_restore(pt, 10, 1, 2), 0);
+    assert_int_equal(qf_passthrough_restore(pt, 10, 1, 2), 0);
+    assert_int_equal(qf_passthrough_restore(pt, 11, 1, 4), 0);
+    assert_int_equal(qf_passthrough_restore(pt, 12, 1, 0), 0);
+    start(pt, &d);
+    assert_int_equal(open_count(&d), 2);
+    assert_true(d.open[2] && d.open[4]);
+    /* the kernel takes an inode in the mode, and over the file, that it has it in */
+    assert_int_equal(qf_passthrough_open(pt, 10, 1, 5), 2);
+    assert_int_equal(qf_passthrough_open(pt, 12, 1, 5), 0);
+    assert_int_equal(d.calls, 1);
+    for (int i = 0; i < 3; i++) {
+        assert_true(d.open[2]);
+        qf_passthrough_release(pt, 10, 1);
+    }
+    assert_false(d.open[2]);
+    qf_passthrough_release(pt, 11, 1);
+    assert_int_equal(open_count(&d), 0);
+    qf_passthrough_release(pt, 12, 1);
+    qf_passthrough_release(pt, 12, 1);
+    assert_true(qf_passthrough_open(pt, 12, 1, 5) > 0);
+    qf_passthrough_release(pt, 12, 1);
+    qf_passthrough_free(pt);
 }
 
 static void test_init_reply(void **state)
@@ -435,6 +495,8 @@ int main(void)
         cmocka_unit_test(test_device_fails_later),
         cmocka_unit_test(test_threads),
         cmocka_unit_test(test_asking),
+        cmocka_unit_test(test_unique),
+        cmocka_unit_test(test_restore),
         cmocka_unit_test(test_init_request),
         cmocka_unit_test(test_init_reply),
         cmocka_unit_test(test_open_reply),

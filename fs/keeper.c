@@ -1,0 +1,438 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* One thread, one poll: signals, what the daemon says, whether it lives, whether the
+ * mount does. Whatever can fail for want of memory or of a file is done before the
+ * first daemon is started.
+ *
+ * A daemon that is killed (SIGKILL: somebody, or the kernel out of memory) is started
+ * again however often; one that fails by itself soon after its start, for example
+ * because a request that is sent again kills it again, is given up after a few. */
+#include "fs/keeper.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "base/clock.h"
+#include "base/log.h"
+#include "base/notify.h"
+#include "fs/mountpoint.h"
+#include "fs/process.h"
+#include "fs/signals.h"
+
+#define FDS_MAX      4
+#define FDS_START    3 /* where a daemon expects them */
+#define DELAY_MIN_MS 100
+#define DELAY_MAX_MS 5000
+#define EXEC_FAILED  127
+
+struct kept_fd {
+    char name[64]; /* "": none */
+    int fd;
+};
+
+struct keeper {
+    const struct qf_keeper_options *options;
+    int signal_fd;
+    int socket_fd;
+    char socket_name[64]; /* as NOTIFY_SOCKET has it */
+    struct kept_fd fds[FDS_MAX];
+    pid_t pid;   /* 0: no daemon is running */
+    bool up;     /* it has said so */
+    bool was_up; /* some daemon has */
+    bool ending; /* told to */
+    int64_t up_ms;
+    int64_t next_ms; /* when to start the next one */
+    unsigned failures;
+};
+
+int qf_keeper_delay_ms(unsigned failures)
+{
+    int delay_ms = failures == 0 ? 0 : DELAY_MIN_MS;
+    for (unsigned i = 1; i < failures && delay_ms < DELAY_MAX_MS; i++)
+        delay_ms *= 2;
+    return delay_ms < DELAY_MAX_MS ? delay_ms : DELAY_MAX_MS;
+}
+
+/* ---- descriptors ---- */
+
+static struct kept_fd *find_fd(struct keeper *keeper, const char *name)
+{
+    for (size_t i = 0; i < FDS_MAX; i++)
+        if (strcmp(keeper->fds[i].name, name) == 0)
+            return &keeper->fds[i];
+    return NULL;
+}
+
+static void drop_fd(struct kept_fd *kept)
+{
+    if (kept->name[0] != '\0')
+        close(kept->fd);
+    *kept = (struct kept_fd){"", -1};
+}
+
+static void drop_fds(struct keeper *keeper)
+{
+    for (size_t i = 0; i < FDS_MAX; i++)
+        drop_fd(&keeper->fds[i]);
+}
+
+/* Takes fd. */
+static void keep_fd(struct keeper *keeper, const char *name, int fd)
+{
+    struct kept_fd *kept = find_fd(keeper, name);
+    if (kept == NULL)
+        kept = find_fd(keeper, "");
+    /* Above those that a child gets at FDS_START and up. */
+    int high = fcntl(fd, F_DUPFD_CLOEXEC, FDS_START + FDS_MAX);
+    close(fd);
+    if (kept == NULL || high < 0) {
+        qf_log(QF_LOG_ERROR, "keeper: %s cannot be kept: %s", name, strerror(errno));
+        if (high >= 0)
+            close(high);
+        return;
+    }
+    drop_fd(kept);
+    snprintf(kept->name, sizeof kept->name, "%s", name);
+    kept->fd = high;
+}
+
+static bool holds_mount(struct keeper *keeper)
+{
+    return find_fd(keeper, QF_NOTIFY_FUSE) != NULL;
+}
+
+/* ---- what the daemon says ---- */
+
+/* The value of "NAME=value" in a message of lines; "" if there is none. */
+static const char *value_of(const char *text, const char *name, char *out, size_t size)
+{
+    size_t n = strlen(name);
+    out[0] = '\0';
+    for (const char *line = text; *line != '\0';) {
+        size_t length = strcspn(line, "\n");
+        if (length > n && strncmp(line, name, n) == 0 && line[n] == '=' &&
+            length - n <= size) {
+            memcpy(out, line + n + 1, length - n - 1);
+            out[length - n - 1] = '\0';
+        }
+        line += length + (line[length] == '\n');
+    }
+    return out;
+}
+
+static void daemon_is_up(struct keeper *keeper)
+{
+    keeper->up = true;
+    keeper->up_ms = qf_clock_ms();
+    if (!keeper->was_up)
+        keeper->options->ready(keeper->options->arg);
+    keeper->was_up = true;
+}
+
+static void take_message(struct keeper *keeper, const char *text, int fd)
+{
+    char value[64], name[64];
+    bool store = strcmp(value_of(text, "FDSTORE", value, sizeof value), "1") == 0;
+    bool drop = strcmp(value_of(text, "FDSTOREREMOVE", value, sizeof value), "1") == 0;
+    value_of(text, "FDNAME", name, sizeof name);
+    if (store && fd >= 0 && name[0] != '\0') {
+        keep_fd(keeper, name, fd);
+        return;
+    }
+    if (fd >= 0)
+        close(fd);
+    struct kept_fd *kept = drop && name[0] != '\0' ? find_fd(keeper, name) : NULL;
+    if (kept != NULL)
+        drop_fd(kept);
+    if (store || drop)
+        return;
+    if (strcmp(value_of(text, "READY", value, sizeof value), "1") == 0 && !keeper->up)
+        daemon_is_up(keeper);
+    /* Who watches over the keeper is told all of it. */
+    int rc = qf_notify("%s", text);
+    if (rc != 0)
+        qf_log(QF_LOG_DEBUG, "keeper: %s", strerror(-rc));
+}
+
+static void receive(struct keeper *keeper)
+{
+    char text[QF_NOTIFY_SIZE_MAX + 1];
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int))];
+    } control;
+    struct iovec piece = {text, sizeof text - 1};
+    struct msghdr message = {.msg_iov = &piece,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof control.space};
+    ssize_t n = recvmsg(keeper->socket_fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
+    if (n < 0)
+        return;
+    text[n] = '\0';
+    int fd = -1;
+    struct ucred from = {0};
+    for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c != NULL;
+         c = CMSG_NXTHDR(&message, c)) {
+        if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
+            memcpy(&fd, CMSG_DATA(c), sizeof fd);
+        else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS)
+            memcpy(&from, CMSG_DATA(c), sizeof from);
+    }
+    /* The socket's name is no secret. */
+    if (keeper->pid != 0 && from.pid == keeper->pid)
+        take_message(keeper, text, fd);
+    else if (fd >= 0)
+        close(fd);
+}
+
+static int open_socket(struct keeper *keeper)
+{
+    struct sockaddr_un at = {.sun_family = AF_UNIX};
+    socklen_t size = sizeof at;
+    int on = 1;
+    keeper->socket_fd = socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+    /* Without a name the kernel chooses one that is free, in the abstract namespace. */
+    if (keeper->socket_fd < 0 ||
+        bind(keeper->socket_fd, (struct sockaddr *)&at, sizeof at.sun_family) != 0 ||
+        setsockopt(keeper->socket_fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on) != 0 ||
+        getsockname(keeper->socket_fd, (struct sockaddr *)&at, &size) != 0)
+        return -errno;
+    size_t length = size - offsetof(struct sockaddr_un, sun_path);
+    snprintf(keeper->socket_name, sizeof keeper->socket_name, "@%.*s", (int)length - 1,
+             at.sun_path + 1);
+    return 0;
+}
+
+/* ---- daemons ---- */
+
+static void set_number(const char *name, uint64_t number)
+{
+    char text[32];
+    snprintf(text, sizeof text, "%" PRIu64, number);
+    setenv(name, text, 1);
+}
+
+/* In the child. */
+static void pass_fds(const struct keeper *keeper)
+{
+    char names[FDS_MAX * sizeof keeper->fds[0].name] = "";
+    int count = 0;
+    for (size_t i = 0; i < FDS_MAX; i++) {
+        if (keeper->fds[i].name[0] == '\0')
+            continue;
+        if (dup2(keeper->fds[i].fd, FDS_START + count) < 0)
+            _exit(EXEC_FAILED);
+        if (count++ > 0)
+            strcat(names, ":");
+        strcat(names, keeper->fds[i].name);
+    }
+    if (count == 0)
+        return;
+    set_number("LISTEN_FDS", (uint64_t)count);
+    set_number("LISTEN_PID", (uint64_t)getpid());
+    setenv("LISTEN_FDNAMES", names, 1);
+}
+
+static _Noreturn void become_daemon(const struct keeper *keeper)
+{
+    const char *watched = getenv("WATCHDOG_PID");
+    if (watched != NULL && strtoull(watched, NULL, 10) == (uint64_t)getppid())
+        set_number("WATCHDOG_PID", (uint64_t)getpid());
+    setenv("NOTIFY_SOCKET", keeper->socket_name, 1);
+    /* Ctrl-C is the keeper's, which hands it on: twice would be "at once". */
+    setpgid(0, 0);
+    qf_signals_unblock();
+    pass_fds(keeper);
+    execv(keeper->options->program, keeper->options->argv);
+    fprintf(stderr, "quantfs: %s: %s\n", keeper->options->program, strerror(errno));
+    _exit(EXEC_FAILED);
+}
+
+static void start_daemon(struct keeper *keeper)
+{
+    keeper->up = false;
+    keeper->pid = fork();
+    if (keeper->pid == 0)
+        become_daemon(keeper);
+    if (keeper->pid < 0) {
+        qf_log(QF_LOG_ERROR, "keeper: fork: %s", strerror(errno));
+        keeper->pid = 0;
+        keeper->next_ms = qf_clock_ms() + qf_keeper_delay_ms(++keeper->failures);
+    }
+}
+
+static void describe_end(int status, char *out, size_t size)
+{
+    if (WIFSIGNALED(status))
+        snprintf(out, size, "was killed by signal %d (%s)", WTERMSIG(status),
+                 strsignal(WTERMSIG(status)));
+    else
+        snprintf(out, size, "ended with status %d", WEXITSTATUS(status));
+}
+
+static int exit_code(int status)
+{
+    return WIFEXITED(status) ? WEXITSTATUS(status) : QF_EXIT_SYSTEM;
+}
+
+static bool mount_has_ended(struct keeper *keeper)
+{
+    const struct kept_fd *kept = find_fd(keeper, QF_NOTIFY_FUSE);
+    struct pollfd fuse = {.fd = kept != NULL ? kept->fd : -1};
+    return kept == NULL || (poll(&fuse, 1, 0) == 1 && (fuse.revents & POLLERR) != 0);
+}
+
+/* Whether it failed by itself, and soon. */
+static bool is_failure(const struct keeper *keeper, int status)
+{
+    if (WIFEXITED(status) && WEXITSTATUS(status) == QF_EXIT_RESTART)
+        return false;
+    if (!keeper->up)
+        return true;
+    return qf_clock_ms() - keeper->up_ms < QF_KEEPER_QUICK_MS &&
+           !(WIFSIGNALED(status) && WTERMSIG(status) == SIGKILL);
+}
+
+/* -1: there will be another one; else the code to end with. */
+static int daemon_has_ended(struct keeper *keeper, int status)
+{
+    char how[128];
+    describe_end(status, how, sizeof how);
+    keeper->pid = 0;
+    if (keeper->ending || !keeper->was_up || mount_has_ended(keeper))
+        return exit_code(status);
+    bool failure = is_failure(keeper, status);
+    keeper->failures = failure ? keeper->failures + 1 : 0;
+    if (keeper->failures >= QF_KEEPER_FAILURES_MAX) {
+        qf_log(QF_LOG_ERROR,
+               "keeper: the daemon %s, %u times in a row; %s is unmounted", how,
+               keeper->failures, keeper->options->mountpoint);
+        return exit_code(status) != 0 ? exit_code(status) : QF_EXIT_SYSTEM;
+    }
+    int delay_ms = qf_keeper_delay_ms(keeper->failures);
+    keeper->next_ms = qf_clock_ms() + delay_ms;
+    qf_log(QF_LOG_WARN, "keeper: the daemon %s; starting another one in %d ms", how,
+           delay_ms);
+    return -1;
+}
+
+static int reap(struct keeper *keeper)
+{
+    int status, code = -1;
+    pid_t pid;
+    /* All that it said before it died comes first. */
+    struct pollfd said = {.fd = keeper->socket_fd, .events = POLLIN};
+    while (poll(&said, 1, 0) == 1)
+        receive(keeper);
+    while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
+        if (pid == keeper->pid)
+            code = daemon_has_ended(keeper, status);
+    return code;
+}
+
+/* ---- */
+
+static int take_signal(struct keeper *keeper)
+{
+    struct signalfd_siginfo info;
+    if (read(keeper->signal_fd, &info, sizeof info) != (ssize_t)sizeof info)
+        return -1;
+    int signo = (int)info.ssi_signo;
+    if (signo == SIGCHLD)
+        return reap(keeper);
+    bool end = signo == SIGTERM || signo == SIGINT;
+    keeper->ending |= end;
+    if (keeper->pid != 0)
+        kill(keeper->pid, end ? SIGTERM : signo);
+    else if (end)
+        return QF_EXIT_OK;
+    return -1;
+}
+
+static int loop(struct keeper *keeper)
+{
+    for (int code = -1;;) {
+        int wait_ms = -1;
+        if (keeper->pid == 0) {
+            int64_t left = keeper->next_ms - qf_clock_ms();
+            if (left <= 0)
+                start_daemon(keeper);
+            else
+                wait_ms = (int)left;
+        }
+        const struct kept_fd *kept =
+            keeper->pid == 0 ? find_fd(keeper, QF_NOTIFY_FUSE) : NULL;
+        struct pollfd fds[] = {
+            {.fd = keeper->signal_fd, .events = POLLIN},
+            {.fd = keeper->socket_fd, .events = POLLIN},
+            {.fd = kept != NULL ? kept->fd : -1}, /* POLLERR: unmounted */
+        };
+        if (poll(fds, 3, wait_ms) < 0 && errno != EINTR)
+            return QF_EXIT_SYSTEM;
+        if (fds[2].revents != 0)
+            return QF_EXIT_OK;
+        if (fds[1].revents != 0)
+            receive(keeper);
+        if (fds[0].revents != 0)
+            code = take_signal(keeper);
+        if (code >= 0)
+            return code;
+    }
+}
+
+static int open_signals(struct keeper *keeper)
+{
+    static const int signals[] = {SIGTERM, SIGINT, SIGHUP, SIGUSR1, SIGUSR2, SIGCHLD};
+    sigset_t set;
+    sigemptyset(&set);
+    for (size_t i = 0; i < sizeof signals / sizeof *signals; i++)
+        sigaddset(&set, signals[i]);
+    sigprocmask(SIG_BLOCK, &set, NULL);
+    keeper->signal_fd = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+    return keeper->signal_fd >= 0 ? 0 : -errno;
+}
+
+/* What is left of the mount when there will be no daemon: readers get an error. */
+static void end_mount(struct keeper *keeper)
+{
+    if (!holds_mount(keeper))
+        return;
+    bool ended = mount_has_ended(keeper);
+    drop_fds(keeper); /* nobody waits for an answer any more */
+    int rc = ended ? 0 : qf_mountpoint_unmount(keeper->options->mountpoint, true);
+    if (rc != 0)
+        qf_log(QF_LOG_ERROR, "keeper: %s cannot be unmounted: %s",
+               keeper->options->mountpoint, strerror(-rc));
+}
+
+int qf_keeper_run(const struct qf_keeper_options *options)
+{
+    struct keeper keeper = {.options = options, .signal_fd = -1, .socket_fd = -1};
+    int code = QF_EXIT_SYSTEM;
+    int rc = open_signals(&keeper);
+    if (rc == 0)
+        rc = open_socket(&keeper);
+    if (rc != 0) {
+        qf_log(QF_LOG_ERROR, "keeper: %s", strerror(-rc));
+    } else {
+        code = loop(&keeper);
+        end_mount(&keeper);
+    }
+    drop_fds(&keeper);
+    if (keeper.signal_fd >= 0)
+        close(keeper.signal_fd);
+    if (keeper.socket_fd >= 0)
+        close(keeper.socket_fd);
+    return code;
+}
