@@ -23,6 +23,7 @@ enum {
     QF_JOURNAL_NODE,             /* the node's id */
     QF_JOURNAL_OPEN,             /* fh */
     QF_JOURNAL_TEXT,             /* fh, of a file that is made at its open */
+    QF_JOURNAL_DAEMON,           /* 0; how many have gone on from it */
 };
 
 int qf_journal_new(qf_journal **out) QF_MUST_CHECK;
