@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The journal is written before the kernel is answered. A daemon that dies between the
  * two leaves a handle that nobody knows of; the kernel then sends the open again, and
- * by its number (`unique`) that handle is found and dropped. */
+ * by its number (`unique`) that handle is found and dropped. A release is sent again in
+ * the same way, and must not hit what was opened since: each daemon has its own fhs. */
 #include "fs/handles.h"
 
 #include <pthread.h>
@@ -10,7 +11,8 @@
 
 #include "fs/tree_private.h"
 
-#define BUCKETS 4096u
+#define BUCKETS     4096u
+#define DAEMON_BITS 40 /* of an fh, below the daemon's number */
 
 struct handle {
     struct handle *next;
@@ -134,8 +136,6 @@ static int restore_one(void *arg, uint64_t fh, const void *data, size_t size)
     int rc = insert(restore->handles, fh, &info, &handle);
     if (rc != 0)
         return rc;
-    if (fh > restore->handles->last)
-        restore->handles->last = fh;
     restore->each(restore->arg, &info);
     return 0;
 }
@@ -150,13 +150,37 @@ static int restore_text(void *arg, uint64_t fh, const void *data, size_t size)
                : qf_file_open_text(restore->handles->tree, data, size, &handle->file);
 }
 
+static int take_number(void *arg, uint64_t key, const void *data, size_t size)
+{
+    (void)key;
+    if (size != sizeof(uint64_t))
+        return -EBADMSG;
+    memcpy(arg, data, size);
+    return 0;
+}
+
+/* A number that no daemon before has had; with the lock held. */
+static int begin_fhs(qf_handles *handles)
+{
+    uint64_t number = 0;
+    int rc = qf_journal_each(handles->journal, QF_JOURNAL_DAEMON, take_number, &number);
+    if (rc != 0)
+        return rc;
+    number++;
+    qf_journal_set(handles->journal, QF_JOURNAL_DAEMON, 0, &number, sizeof number);
+    handles->last = number << DAEMON_BITS;
+    return 0;
+}
+
 int qf_handles_restore(qf_handles *handles,
                        void (*each)(void *arg, const struct qf_handle_info *info),
                        void *arg)
 {
     struct restore restore = {handles, each, arg};
     pthread_mutex_lock(&handles->lock);
-    int rc = qf_journal_each(handles->journal, QF_JOURNAL_OPEN, restore_one, &restore);
+    int rc = begin_fhs(handles);
+    if (rc == 0)
+        rc = qf_journal_each(handles->journal, QF_JOURNAL_OPEN, restore_one, &restore);
     if (rc == 0)
         rc = qf_journal_each(handles->journal, QF_JOURNAL_TEXT, restore_text, &restore);
     pthread_mutex_unlock(&handles->lock);

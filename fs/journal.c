@@ -104,8 +104,11 @@ static const struct record **slot_of(const struct index *index,
 static int make_index(const char *map, uint64_t used, struct index *out)
 {
     size_t count = 0, slots = 64;
-    for (uint64_t at = 0; next(map, used, &at) != NULL;)
+    uint64_t end = 0;
+    while (next(map, used, &end) != NULL)
         count++;
+    if (end != used)
+        return -EBADMSG;
     while (slots < 2 * count)
         slots *= 2;
     out->mask = slots - 1;
@@ -263,9 +266,9 @@ static int start(qf_journal *journal, bool fresh)
     } else {
         struct stat st;
         bool good = fstat(journal->fd, &st) == 0 && journal->header->magic == MAGIC &&
-                    atomic_load(&journal->header->ended) == 0 &&
-                    area->off % PAGE == 0 && area->size <= AREA_MAX &&
-                    area->off <= (uint64_t)st.st_size &&
+                    atomic_load(&journal->header->ended) == 0 && area->off >= PAGE &&
+                    area->off % PAGE == 0 && area->size != 0 &&
+                    area->size <= AREA_MAX && area->off <= (uint64_t)st.st_size &&
                     area->size <= (uint64_t)st.st_size - area->off &&
                     atomic_load(&area->used) <= area->size;
         rc = good ? map_area(journal, area, &journal->map) : -EBADMSG;

@@ -23,6 +23,7 @@ enum {
     QF_JOURNAL_NODE,             /* the node's id */
     QF_JOURNAL_OPEN,             /* fh */
     QF_JOURNAL_TEXT,             /* fh, of a file that is made at its open */
+    QF_JOURNAL_DAEMON,           /* 0; how many have gone on from it */
 };
 
 int qf_journal_new(qf_journal **out) QF_MUST_CHECK;
@@ -40,7 +41,8 @@ void qf_journal_set(qf_journal *journal, uint32_t kind, uint64_t key, const void
                     size_t size);
 void qf_journal_delete(qf_journal *journal, uint32_t kind, uint64_t key);
 /* The records of one kind, in no order, until `each` returns non-zero, which is then
- * returned. Nobody may change the journal meanwhile; data is 8-byte aligned. */
+ * returned. Nobody may change the journal meanwhile; data is 8-byte aligned. -EBADMSG:
+ * what is there is no journal's. */
 int qf_journal_each(qf_journal *journal, uint32_t kind,
                     int (*each)(void *arg, uint64_t key, const void *data, size_t size),
                     void *arg) QF_MUST_CHECK;
