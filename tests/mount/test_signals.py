@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What signals do to a daemon, what it tells the service manager, and its log."""
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -182,6 +183,43 @@ class Reload(Signals):
             m.process.send_signal(signal.SIGHUP)
             wait_for(lambda: m.log().count("are read again") == 2)
             self.assertEqual(S.read_file(m.path(SHARD)), before)
+
+    def test_policy_of_views_with_settings(self):
+        """Views that nobody lists are made with the policy of now, also while it is
+        another one every moment."""
+        name = SHARD.replace("nf4/", "nf4+blocksize=128/")
+        texts = ("{}", '{"skip": ["q_proj"]}', '{"skip": ["k_proj"]}')
+        wanted = []
+        for text in texts:
+            with qfmount.Mount(self.store, policy=self.write_policy(text)) as m:
+                wanted.append(S.read_file(m.path(name)))
+        self.assertEqual(len(set(wanted)), 3)
+        with qfmount.Mount(self.store, policy=self.write_policy("{}")) as m:
+            stop, wrong = threading.Event(), []
+
+            def read_on():
+                while not stop.is_set():
+                    try:
+                        got = S.read_file(m.path(name))
+                    except OSError as e:
+                        if e.errno not in (errno.ESTALE, errno.EIO):
+                            wrong.append(e)
+                        continue
+                    if got not in wanted:
+                        wrong.append(len(got))
+
+            readers = [threading.Thread(target=read_on) for _ in range(3)]
+            for reader in readers:
+                reader.start()
+            for i in range(30):
+                self.write_policy(texts[i % 3])
+                m.process.send_signal(signal.SIGHUP)
+                wait_for(lambda: m.log().count("are read again") == i + 1)
+            stop.set()
+            for reader in readers:
+                reader.join()
+            self.assertEqual(wrong, [])
+            self.assertEqual(S.read_file(m.path(name)), wanted[29 % 3])
 
     def test_bad_policy(self):
         """What was in force stays in force."""
