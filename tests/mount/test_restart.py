@@ -84,7 +84,7 @@ class Keeper(RestartCase):
                 names = [next(listing).name]
                 got = f.read(100000)
                 view = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
-                for signo in (signal.SIGKILL, signal.SIGUSR2, signal.SIGBUS):
+                for signo in (signal.SIGKILL, signal.SIGUSR2, signal.SIGTRAP):
                     self.end_daemon(m, signo)
                     drop(f.fileno())
                     got += f.read(100000)

@@ -27,6 +27,10 @@ def wait_for(what, seconds=30):
     return value
 
 
+def is_stopped(pid):
+    return S.read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] == b"T"
+
+
 @contextlib.contextmanager
 def opened(path):
     """A descriptor that may outlive the mount: closing it is then an error."""
@@ -105,10 +109,11 @@ class End(Signals):
             with qfmount.Mount(source.path("int8"), drain_timeout=2, views="nf4") as m:
                 os.stat(m.path("nf4/model/model.safetensors"))
                 source.process.send_signal(signal.SIGSTOP)
+                wait_for(lambda: is_stopped(source.process.pid))
                 reader = threading.Thread(target=read, args=(m.path(SHARD),))
                 reader.start()
                 try:
-                    time.sleep(0.5)
+                    time.sleep(3 if qfmount.SLOW else 0.5)
                     m.process.terminate()
                     self.assertEqual(m.process.wait(60), 2)
                     self.assertIn("requests unanswered", m.log())
