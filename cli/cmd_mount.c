@@ -55,8 +55,10 @@ static void print_help(void)
         "of drain_timeout, and what is under way is finished in the other half; sent\n"
         "again, they end it at once. SIGHUP reads the policy file and the limits file\n"
         "again: an open after it sees the new views, open files stay what they were.\n"
-        "SIGUSR1 logs the status. The log goes to stderr in the foreground (with\n"
-        "priorities when that is the journal), else to syslog.\n"
+        "SIGUSR1 logs the status. SIGUSR2 leaves the mount to the next daemon "
+        "(restart=).\n"
+        "The log goes to stderr in the foreground (with priorities when that is the\n"
+        "journal), else to syslog.\n"
         "\n"
         "exit codes: 0 mounted, 1 usage, 2 the system said no, 32 not mounted\n",
         text != NULL ? text : "");
