@@ -63,6 +63,13 @@ def detach(path):
             subprocess.run(command, check=False, capture_output=True)
 
 
+# For whatever is started from here.
+os.environ["LSAN_OPTIONS"] = ":".join(filter(None, [
+    os.environ.get("LSAN_OPTIONS"), "print_suppressions=0",
+    "suppressions=" + os.path.join(os.path.dirname(os.path.abspath(__file__)),
+                                   "lsan.supp")]))
+
+
 def sanitizer_env(log):
     env = dict(os.environ)
     for name in ("ASAN_OPTIONS", "UBSAN_OPTIONS", "TSAN_OPTIONS", "LSAN_OPTIONS"):

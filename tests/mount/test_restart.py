@@ -84,7 +84,7 @@ class Keeper(RestartCase):
                 names = [next(listing).name]
                 got = f.read(100000)
                 view = mmap.mmap(f.fileno(), 0, prot=mmap.PROT_READ)
-                for signo in (signal.SIGKILL, signal.SIGUSR2, signal.SIGBUS):
+                for signo in (signal.SIGKILL, signal.SIGUSR2, signal.SIGTRAP):
                     self.end_daemon(m, signo)
                     drop(f.fileno())
                     got += f.read(100000)
@@ -101,6 +101,35 @@ class Keeper(RestartCase):
             self.assertEqual(sorted(names), sorted(os.listdir(m.path("nf4/m"))))
             self.assertEqual(ids, [(os.stat(m.path(p)).st_ino, os.stat(m.path(p)).st_dev)
                                    for p in ("nf4", "nf4/m", SHARD)])
+
+    def test_view_with_settings(self):
+        """Which nobody lists: it is there by its name alone, and so it stays."""
+        name = SHARD.replace("nf4/", "nf4+blocksize=128/")
+        with self.mount(views="nf4") as m:
+            with open(m.path(name), "rb", buffering=0) as f:
+                got = f.read(100000)
+                for _ in range(2):
+                    self.end_daemon(m)
+                    drop(f.fileno())
+                    got += f.read(100000)
+                ids = os.stat(m.path(name)).st_ino, os.fstat(f.fileno()).st_ino
+                got += f.read()
+            self.assertEqual(ids[0], ids[1])
+            self.assertEqual(S.read_file(m.path(name)), got)
+            with qfmount.Mount(self.store, cache="none", views="nf4") as other:
+                self.assertEqual(S.read_file(other.path(name)), got)
+
+    def test_read_ahead(self):
+        """Is raised once INIT is answered, and is the mount's: a restart leaves it."""
+        with self.mount(read_ahead_kb=1024) as m:
+            dev = os.stat(m.path("")).st_dev
+            path = f"/sys/class/bdi/{os.major(dev)}:{os.minor(dev)}/read_ahead_kb"
+            if not os.access(path, os.W_OK) or os.geteuid() != 0:
+                self.skipTest("not for us to raise")
+            for _ in range(2):
+                self.assertTrue(wait_for(lambda: S.read_file(path).strip() == b"1024"))
+                self.end_daemon(m)
+            self.assertEqual(S.read_file(path).strip(), b"1024")
 
     def change_without_a_daemon(self, m):
         pid = m.status()["pid"]

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What signals do to a daemon, what it tells the service manager, and its log."""
 import contextlib
+import errno
 import json
 import os
 import signal
@@ -24,6 +25,10 @@ def wait_for(what, seconds=30):
     while not (value := what()) and time.monotonic() < end:
         time.sleep(0.02)
     return value
+
+
+def is_stopped(pid):
+    return S.read_file(f"/proc/{pid}/stat").rpartition(b")")[2].split()[0] == b"T"
 
 
 @contextlib.contextmanager
@@ -104,10 +109,11 @@ class End(Signals):
             with qfmount.Mount(source.path("int8"), drain_timeout=2, views="nf4") as m:
                 os.stat(m.path("nf4/model/model.safetensors"))
                 source.process.send_signal(signal.SIGSTOP)
+                wait_for(lambda: is_stopped(source.process.pid))
                 reader = threading.Thread(target=read, args=(m.path(SHARD),))
                 reader.start()
                 try:
-                    time.sleep(0.5)
+                    time.sleep(3 if qfmount.SLOW else 0.5)
                     m.process.terminate()
                     self.assertEqual(m.process.wait(60), 2)
                     self.assertIn("requests unanswered", m.log())
@@ -182,6 +188,43 @@ class Reload(Signals):
             m.process.send_signal(signal.SIGHUP)
             wait_for(lambda: m.log().count("are read again") == 2)
             self.assertEqual(S.read_file(m.path(SHARD)), before)
+
+    def test_policy_of_views_with_settings(self):
+        """Views that nobody lists are made with the policy of now, also while it is
+        another one every moment."""
+        name = SHARD.replace("nf4/", "nf4+blocksize=128/")
+        texts = ("{}", '{"skip": ["q_proj"]}', '{"skip": ["k_proj"]}')
+        wanted = []
+        for text in texts:
+            with qfmount.Mount(self.store, policy=self.write_policy(text)) as m:
+                wanted.append(S.read_file(m.path(name)))
+        self.assertEqual(len(set(wanted)), 3)
+        with qfmount.Mount(self.store, policy=self.write_policy("{}")) as m:
+            stop, wrong = threading.Event(), []
+
+            def read_on():
+                while not stop.is_set():
+                    try:
+                        got = S.read_file(m.path(name))
+                    except OSError as e:
+                        if e.errno not in (errno.ESTALE, errno.EIO):
+                            wrong.append(e)
+                        continue
+                    if got not in wanted:
+                        wrong.append(len(got))
+
+            readers = [threading.Thread(target=read_on) for _ in range(3)]
+            for reader in readers:
+                reader.start()
+            for i in range(30):
+                self.write_policy(texts[i % 3])
+                m.process.send_signal(signal.SIGHUP)
+                wait_for(lambda: m.log().count("are read again") == i + 1)
+            stop.set()
+            for reader in readers:
+                reader.join()
+            self.assertEqual(wrong, [])
+            self.assertEqual(S.read_file(m.path(name)), wanted[29 % 3])
 
     def test_bad_policy(self):
         """What was in force stays in force."""
