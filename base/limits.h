@@ -43,5 +43,8 @@
 #define QF_COMPARE_THREADS_MAX 16u
 /* Values of one cache that a process can hold at the same time; more are misses. */
 #define QF_CACHE_HOLDS_MAX 128u
+/* Bytes of the model that `quantfs bench` makes: at least one layer, and not a disk. */
+#define QF_BENCH_SIZE_MIN (32u << 20)
+#define QF_BENCH_SIZE_MAX (1ull << 36)
 
 #endif

@@ -12,9 +12,10 @@ import servers
 from common import MIB, Skip, Table, cat, copy_file, interleaved
 
 SHARD = "llama/model.safetensors"
-# Of what is read again: a kernel that reclaims by itself (DAMON) takes a page here and
-# there even when memory is free.
-RECLAIMED_MAX = 0.001
+# Of what is read again: a kernel that reclaims by itself (DAMON) takes pages here and
+# there even when memory is free. The table's note has the bytes; more than this is a
+# page cache that does not work.
+RECLAIMED_MAX = 0.02
 
 
 def first(ctx):

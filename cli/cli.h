@@ -29,6 +29,7 @@ extern const struct qf_cli_command qf_cmd_warm;
 extern const struct qf_cli_command qf_cmd_export;
 extern const struct qf_cli_command qf_cmd_verify;
 extern const struct qf_cli_command qf_cmd_doctor;
+extern const struct qf_cli_command qf_cmd_bench;
 extern const struct qf_cli_command qf_cmd_demo;
 
 /* Prints "quantfs <command>: sentence" and a pointer to --help; returns QF_CLI_USAGE.

@@ -22,19 +22,20 @@
 #include "base/bytes.h"
 
 enum {
-    HIDDEN = 384,
-    INTERMEDIATE = 1024,
-    LAYERS = 14,
-    HEADS = 6,
-    KV_HEADS = 2,
-    HEAD_DIM = HIDDEN / HEADS,
-    VOCAB = 2048,
+    HEAD_DIM = 64,
     POSITIONS = 2048,
-    TENSORS = 3 + 9 * LAYERS,
     SHARDS = 2,
     FILES_MAX = SHARDS + 3,
     NAME_SIZE = 64
 };
+
+struct shape {
+    unsigned hidden, intermediate, layers, heads, kv_heads, vocab;
+};
+
+static const struct shape demo_shape = {384, 1024, 14, 6, 2, 2048};
+/* Of a size that tensors of models have: several chunks each. */
+static const struct shape large_shape = {1024, 2816, 1, 16, 4, 2048};
 
 struct demo_tensor {
     char name[NAME_SIZE];
@@ -47,8 +48,10 @@ struct demo {
     const char *dir;
     int dir_fd;
     bool made_dir;
+    struct shape shape;
+    const atomic_int *stop; /* NULL: nobody stops it */
     unsigned tensor_count;
-    struct demo_tensor tensors[TENSORS];
+    struct demo_tensor *tensors;
     unsigned file_count;
     char files[FILES_MAX][NAME_SIZE]; /* written so far */
     struct qf_err *err;
@@ -65,21 +68,21 @@ static const char CONFIG[] = "{\n"
                              "  \"eos_token_id\": 2,\n"
                              "  \"head_dim\": %d,\n"
                              "  \"hidden_act\": \"silu\",\n"
-                             "  \"hidden_size\": %d,\n"
+                             "  \"hidden_size\": %u,\n"
                              "  \"initializer_range\": 0.02,\n"
-                             "  \"intermediate_size\": %d,\n"
+                             "  \"intermediate_size\": %u,\n"
                              "  \"max_position_embeddings\": %d,\n"
                              "  \"mlp_bias\": false,\n"
                              "  \"model_type\": \"llama\",\n"
-                             "  \"num_attention_heads\": %d,\n"
-                             "  \"num_hidden_layers\": %d,\n"
-                             "  \"num_key_value_heads\": %d,\n"
+                             "  \"num_attention_heads\": %u,\n"
+                             "  \"num_hidden_layers\": %u,\n"
+                             "  \"num_key_value_heads\": %u,\n"
                              "  \"pad_token_id\": 0,\n"
                              "  \"rms_norm_eps\": 1e-06,\n"
                              "  \"rope_theta\": 10000.0,\n"
                              "  \"tie_word_embeddings\": false,\n"
                              "  \"use_cache\": true,\n"
-                             "  \"vocab_size\": %d\n"
+                             "  \"vocab_size\": %u\n"
                              "}\n";
 
 static const char GENERATION_CONFIG[] = "{\n"
@@ -104,22 +107,23 @@ static void add_tensor(struct demo *demo, unsigned shard, int layer, const char 
 
 static void add_tensors(struct demo *demo)
 {
-    const uint64_t kv = (uint64_t)KV_HEADS * HEAD_DIM;
-    add_tensor(demo, 0, -1, "model.embed_tokens", VOCAB, HIDDEN);
-    for (int i = 0; i < LAYERS; i++) {
-        unsigned shard = i < LAYERS / 2 ? 0 : 1;
-        add_tensor(demo, shard, i, "input_layernorm", HIDDEN, 0);
-        add_tensor(demo, shard, i, "mlp.down_proj", HIDDEN, INTERMEDIATE);
-        add_tensor(demo, shard, i, "mlp.gate_proj", INTERMEDIATE, HIDDEN);
-        add_tensor(demo, shard, i, "mlp.up_proj", INTERMEDIATE, HIDDEN);
-        add_tensor(demo, shard, i, "post_attention_layernorm", HIDDEN, 0);
-        add_tensor(demo, shard, i, "self_attn.k_proj", kv, HIDDEN);
-        add_tensor(demo, shard, i, "self_attn.o_proj", HIDDEN, HIDDEN);
-        add_tensor(demo, shard, i, "self_attn.q_proj", HIDDEN, HIDDEN);
-        add_tensor(demo, shard, i, "self_attn.v_proj", kv, HIDDEN);
+    const struct shape *s = &demo->shape;
+    const uint64_t kv = (uint64_t)s->kv_heads * HEAD_DIM;
+    add_tensor(demo, 0, -1, "model.embed_tokens", s->vocab, s->hidden);
+    for (int i = 0; i < (int)s->layers; i++) {
+        unsigned shard = i < (int)s->layers / 2 ? 0 : 1;
+        add_tensor(demo, shard, i, "input_layernorm", s->hidden, 0);
+        add_tensor(demo, shard, i, "mlp.down_proj", s->hidden, s->intermediate);
+        add_tensor(demo, shard, i, "mlp.gate_proj", s->intermediate, s->hidden);
+        add_tensor(demo, shard, i, "mlp.up_proj", s->intermediate, s->hidden);
+        add_tensor(demo, shard, i, "post_attention_layernorm", s->hidden, 0);
+        add_tensor(demo, shard, i, "self_attn.k_proj", kv, s->hidden);
+        add_tensor(demo, shard, i, "self_attn.o_proj", s->hidden, s->hidden);
+        add_tensor(demo, shard, i, "self_attn.q_proj", s->hidden, s->hidden);
+        add_tensor(demo, shard, i, "self_attn.v_proj", kv, s->hidden);
     }
-    add_tensor(demo, 1, -1, "model.norm", HIDDEN, 0);
-    add_tensor(demo, 1, -1, "lm_head", VOCAB, HIDDEN);
+    add_tensor(demo, 1, -1, "model.norm", s->hidden, 0);
+    add_tensor(demo, 1, -1, "lm_head", s->vocab, s->hidden);
 }
 
 static uint64_t elem_count(const struct demo_tensor *t)
@@ -232,6 +236,8 @@ static int write_tensor(struct demo *demo, int fd, const char *file, unsigned in
             piece[i] = t->cols != 0 ? weight_at(index, done + i) : one;
         rc = write_all(demo, fd, file, piece, n * sizeof piece[0]);
         done += n;
+        if (rc == 0 && demo->stop != NULL && atomic_load(demo->stop) != 0)
+            rc = qf_err_set(demo->err, -EINTR, "interrupted");
     }
     return rc;
 }
@@ -295,8 +301,9 @@ static int write_configs(struct demo *demo)
     int rc = write_text(demo, "generation_config.json", &text);
     if (rc != 0)
         return rc;
-    qf_buf_appendf(&text, CONFIG, HEAD_DIM, HIDDEN, INTERMEDIATE, POSITIONS, HEADS,
-                   LAYERS, KV_HEADS, VOCAB);
+    const struct shape *s = &demo->shape;
+    qf_buf_appendf(&text, CONFIG, HEAD_DIM, s->hidden, s->intermediate, POSITIONS,
+                   s->heads, s->layers, s->kv_heads, s->vocab);
     return write_text(demo, "config.json", &text);
 }
 
@@ -336,15 +343,24 @@ static int open_dir(struct demo *demo)
     return demo->made_dir ? 0 : check_empty(demo);
 }
 
-int qf_demo_write(const char *dir, struct qf_err *err)
+static int write_model(const struct shape *shape, const char *dir,
+                       const atomic_int *stop, struct qf_err *err)
 {
     int rc;
     struct demo *demo = calloc(1, sizeof *demo);
-    if (demo == NULL)
+    struct demo_tensor *tensors =
+        calloc(3 + 9 * (size_t)shape->layers, sizeof *tensors);
+    if (demo == NULL || tensors == NULL) {
+        free(demo);
+        free(tensors);
         return qf_err_set(err, -ENOMEM, "out of memory");
-    demo->dir = dir;
-    demo->dir_fd = -1;
-    demo->err = err;
+    }
+    *demo = (struct demo){.dir = dir,
+                          .dir_fd = -1,
+                          .shape = *shape,
+                          .stop = stop,
+                          .tensors = tensors,
+                          .err = err};
     add_tensors(demo);
 
     rc = open_dir(demo);
@@ -362,5 +378,23 @@ int qf_demo_write(const char *dir, struct qf_err *err)
     if (rc != 0 && demo->made_dir)
         rmdir(dir);
     free(demo);
+    free(tensors);
     return rc;
+}
+
+int qf_demo_write(const char *dir, struct qf_err *err)
+{
+    return write_model(&demo_shape, dir, NULL, err);
+}
+
+int qf_demo_write_large(const char *dir, uint64_t size, const atomic_int *stop,
+                        struct qf_err *err)
+{
+    struct shape s = large_shape;
+    uint64_t attention = 2 * ((uint64_t)s.heads + s.kv_heads) * HEAD_DIM * s.hidden;
+    uint64_t layer = 2 * (attention + 3 * (uint64_t)s.hidden * s.intermediate);
+    uint64_t ends = 2 * 2 * (uint64_t)s.vocab * s.hidden;
+    if (size > ends + layer)
+        s.layers = (unsigned)((size - ends + layer / 2) / layer);
+    return write_model(&s, dir, stop, err);
 }

@@ -9,9 +9,9 @@
 #include "cli/cli.h"
 
 static const struct qf_cli_command *const commands[] = {
-    &qf_cmd_mount,  &qf_cmd_umount, &qf_cmd_info, &qf_cmd_check,
-    &qf_cmd_diff,   &qf_cmd_cache,  &qf_cmd_warm, &qf_cmd_export,
-    &qf_cmd_verify, &qf_cmd_doctor, &qf_cmd_demo, NULL,
+    &qf_cmd_mount, &qf_cmd_umount, &qf_cmd_info,   &qf_cmd_check,  &qf_cmd_diff,
+    &qf_cmd_cache, &qf_cmd_warm,   &qf_cmd_export, &qf_cmd_verify, &qf_cmd_doctor,
+    &qf_cmd_bench, &qf_cmd_demo,   NULL,
 };
 
 static void print_help(FILE *out)

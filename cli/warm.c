@@ -19,7 +19,7 @@
 
 void qf_warm_init(struct qf_warm *warm, unsigned jobs, const atomic_int *stop)
 {
-    *warm = (struct qf_warm){.jobs = jobs, .stop = stop};
+    *warm = (struct qf_warm){.command = "warm", .jobs = jobs, .stop = stop};
     pthread_mutex_init(&warm->lock, NULL);
 }
 
@@ -64,10 +64,10 @@ void qf_warm_fail(struct qf_warm *warm, const char *path, int rc)
 void qf_warm_tell_troubles(struct qf_warm *warm)
 {
     pthread_mutex_lock(&warm->lock);
-    while (warm->trouble_told < warm->trouble_count) {
+    while (warm->command != NULL && warm->trouble_told < warm->trouble_count) {
         const struct qf_warm_trouble *trouble = &warm->troubles[warm->trouble_told++];
         qf_progress_hide(&warm->progress);
-        fprintf(stderr, "quantfs warm: %s: %s\n",
+        fprintf(stderr, "quantfs %s: %s: %s\n", warm->command,
                 trouble->path != NULL ? trouble->path : "?",
                 trouble->rc == -EBADMSG ? "malformed" : strerror(-trouble->rc));
     }
@@ -290,7 +290,8 @@ static int read_segment(struct reader *reader, struct qf_warm_shard *shard,
     }
     while (off < end && !stopped(warm)) {
         size_t size = end - off < READ_SIZE ? (size_t)(end - off) : READ_SIZE;
-        ssize_t n = source->ops->read(&reader->file, reader->buffer, size, off, true);
+        ssize_t n =
+            source->ops->read(&reader->file, reader->buffer, size, off, !warm->copies);
         if (n <= 0)
             return n < 0 ? (int)n : -EIO;
         off += (uint64_t)n;

@@ -50,6 +50,8 @@ struct qf_warm_trouble {
 };
 
 struct qf_warm {
+    const char *command; /* in front of troubles; NULL: who runs it tells them */
+    bool copies;         /* also what lies in memory is copied, as for a reader */
     unsigned jobs;
     const atomic_int *stop; /* not 0: end as soon as may be */
     struct qf_progress progress;

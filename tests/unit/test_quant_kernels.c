@@ -15,6 +15,7 @@
 #include "quant/half.h"
 #include "quant/kernels.h"
 #include "quant/kernels_impl.h"
+#include "quant/measure.h"
 #include "quant/tables.h"
 
 static const struct qf_kernels *k;
@@ -248,6 +249,47 @@ static void test_choice(void **state)
     }
 }
 
+static bool stop_after(void *arg)
+{
+    unsigned *left = arg;
+    return (*left)-- == 0;
+}
+
+/* That everything is measured, not how fast it is. */
+static void test_measure(void **state)
+{
+    (void)state;
+    struct qf_measure_row rows[QF_MEASURE_ROWS_MAX];
+    size_t count = 0, isas = (size_t)qf_isa_detect() + 1;
+    struct qf_measure_options o = {.size = QF_MEASURE_SIZE_MIN, .passes = 1};
+    for (int casts = 0; casts < 2; casts++) {
+        o.casts = casts != 0;
+        for (int d = 0; d < QF_FLOAT_COUNT; d++) {
+            size_t others = casts == 0 ? 0 : d == QF_F32 ? 2 : 1;
+            assert_int_equal(qf_measure_kernels(&o, (enum qf_dtype)d, rows, &count), 0);
+            assert_int_equal(count, 1 + isas * (4 + others));
+            assert_int_equal(rows[0].what, QF_MEASURE_MEMCPY);
+            assert_null(rows[0].isa);
+            assert_string_equal(rows[1].isa, qf_isa_name(qf_isa_detect()));
+            for (size_t i = 0; i < count; i++)
+                assert_true(rows[i].rate > 0 && rows[i].memcpy_ratio > 0);
+        }
+    }
+    unsigned left = 3;
+    o.stop = stop_after;
+    o.arg = &left;
+    assert_int_equal(qf_measure_kernels(&o, QF_BF16, rows, &count), -EINTR);
+    o.stop = NULL;
+    o.size = QF_MEASURE_SIZE_MIN - 1;
+    assert_int_equal(qf_measure_kernels(&o, QF_BF16, rows, &count), -EINVAL);
+    o.size = QF_MEASURE_SIZE_MIN;
+    o.passes = 0;
+    assert_int_equal(qf_measure_kernels(&o, QF_BF16, rows, &count), -EINVAL);
+    o.passes = QF_MEASURE_PASSES_MAX + 1;
+    assert_int_equal(qf_measure_kernels(&o, QF_BF16, rows, &count), -EINVAL);
+    assert_string_equal(qf_measured_name(QF_MEASURE_CASTS + QF_BF16), "to BF16");
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
@@ -255,7 +297,7 @@ int main(void)
         cmocka_unit_test(test_4bit_special), cmocka_unit_test(test_4bit_blocks),
         cmocka_unit_test(test_int8),         cmocka_unit_test(test_half),
         cmocka_unit_test(test_nested),       cmocka_unit_test(test_mean),
-        cmocka_unit_test(test_choice),
+        cmocka_unit_test(test_choice),       cmocka_unit_test(test_measure),
     };
     k = qf_kernels_for(QF_ISA_SCALAR);
     return cmocka_run_group_tests(tests, NULL, NULL);
