@@ -15,7 +15,7 @@ extern "C" {
 #endif
 
 struct qf_cache_args {
-    const char *name; /* of the subcommand */
+    const char *command; /* "cache prune" */
     const char *dir;
     const char *model; /* pattern, or NULL */
     const char *view;  /* or NULL */
@@ -40,7 +40,7 @@ int qf_cache_unpin(const struct qf_cache_args *args);
 
 /* Bytes of data.mdb. */
 uint64_t qf_cache_data_size(const char *dir);
-/* Prints "quantfs cache NAME: what"; returns QF_CLI_FAILED. */
+/* Prints "quantfs cache SUBCOMMAND: what"; returns QF_CLI_FAILED. */
 int qf_cache_failed(const struct qf_cache_args *args, int rc);
 /* The list, or false and the exit code is QF_CLI_FAILED. */
 bool qf_cache_load(const struct qf_cache_args *args, struct qf_admin_list *list);

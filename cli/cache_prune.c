@@ -120,7 +120,7 @@ static int set_pins(const struct qf_cache_args *args, bool pinned)
         printf("{\"%s\": %zu}\n", pinned ? "pinned" : "unpinned", count);
     if (count > 0)
         return QF_CLI_OK;
-    fprintf(stderr, "quantfs cache %s: nothing of %s is in the cache %s\n", args->name,
+    fprintf(stderr, "quantfs %s: nothing of %s is in the cache %s\n", args->command,
             args->model, args->dir);
     return QF_CLI_FAILED;
 }

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The subcommands. Each takes its own argv (argv[0] is its name) and returns the
+/* The subcommands. Each runs with its own argv (argv[0] is its name) and returns the
  * process's exit code. Private to cli/. */
 #ifndef QF_CLI_CLI_H
 #define QF_CLI_CLI_H
@@ -8,6 +8,7 @@
 #include <stddef.h>
 
 #include "base/err.h"
+#include "cli/options.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -18,17 +19,17 @@ extern "C" {
 #define QF_CLI_USAGE  1
 #define QF_CLI_FAILED 2
 
-int qf_cmd_mount(int argc, char **argv);
-int qf_cmd_umount(int argc, char **argv);
-int qf_cmd_info(int argc, char **argv);
-int qf_cmd_warm(int argc, char **argv);
-int qf_cmd_export(int argc, char **argv);
-int qf_cmd_verify(int argc, char **argv);
-int qf_cmd_diff(int argc, char **argv);
-int qf_cmd_demo(int argc, char **argv);
-int qf_cmd_doctor(int argc, char **argv);
-int qf_cmd_cache(int argc, char **argv);
-int qf_cmd_check(int argc, char **argv);
+extern const struct qf_cli_command qf_cmd_mount;
+extern const struct qf_cli_command qf_cmd_umount;
+extern const struct qf_cli_command qf_cmd_info;
+extern const struct qf_cli_command qf_cmd_check;
+extern const struct qf_cli_command qf_cmd_diff;
+extern const struct qf_cli_command qf_cmd_cache;
+extern const struct qf_cli_command qf_cmd_warm;
+extern const struct qf_cli_command qf_cmd_export;
+extern const struct qf_cli_command qf_cmd_verify;
+extern const struct qf_cli_command qf_cmd_doctor;
+extern const struct qf_cli_command qf_cmd_demo;
 
 /* Prints "quantfs <command>: sentence" and a pointer to --help; returns QF_CLI_USAGE.
  */

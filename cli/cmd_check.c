@@ -4,7 +4,6 @@
  * wants to know why. The path is therefore taken apart as text when nothing is there.
  */
 #include <dirent.h>
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -37,39 +36,6 @@ struct check {
     bool failed;
     bool bad;
 };
-
-static void print_help(void)
-{
-    puts(
-        "usage: quantfs check [--json] [--view NAME]… [--loader NAME]…\n"
-        "                     [--tensor-parallel N] [--policy FILE] PATH\n"
-        "\n"
-        "Tells which loaders take each view of the model in directory PATH, or of "
-        "every\n"
-        "model below it, and why others do not. Reads headers only. PATH may also lie "
-        "in\n"
-        "a mount, in the view that is asked about; where that view cannot be\n"
-        "(MNT/nf4+blocksize=100/model), the reason is told.\n"
-        "\n"
-        "      --view NAME    this view, also with settings as in nf4+blocksize=128\n"
-        "                     (nf4:int8:dq:fp4; again: more of them)\n"
-        "      --loader NAME  the exit status is about this loader: safetensors,\n"
-        "                     transformers, diffusers, accelerate, peft, vllm (the "
-        "one\n"
-        "                     that the model is made for; again: more of them)\n"
-        "      --tensor-parallel N  it is to be loaded on so many ranks\n"
-        "      --policy FILE  with the overrides that a mount has by -o policy=FILE\n"
-        "      --json         one JSON document, with the source of every claim\n"
-        "\n"
-        "yes: measured; if: on the conditions told; untested: nobody has tried; no: "
-        "it\n"
-        "fails or is refused.\n"
-        "\n"
-        "exit codes: 0 every view is quantized and taken (yes or if), 1 usage, 2 PATH\n"
-        "cannot be read or holds no model, 3 a view is impossible, passes through, or "
-        "is\n"
-        "not known to be taken");
-}
 
 /* ---- what is asked ---- */
 
@@ -131,43 +97,20 @@ static int take_ranks(struct check *c, const char *text)
     return 0;
 }
 
-static int parse(struct check *c, int argc, char **argv, bool *help)
+static int take(void *arg, char id, const char *value)
 {
-    static const struct option long_options[] = {
-        {"json", no_argument, NULL, 'j'},
-        {"view", required_argument, NULL, 'v'},
-        {"loader", required_argument, NULL, 'l'},
-        {"tensor-parallel", required_argument, NULL, 't'},
-        {"policy", required_argument, NULL, 'p'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
-    };
-    int option, code = 0;
-    optind = 1;
-    opterr = 0;
-    while (code == 0 &&
-           (option = getopt_long(argc, argv, "h", long_options, NULL)) != -1) {
-        if (option == 'j')
-            c->json = true;
-        else if (option == 'p')
-            c->policy = optarg;
-        else if (option == 'l')
-            code = take_loader(c, optarg);
-        else if (option == 't')
-            code = take_ranks(c, optarg);
-        else if (option == 'v' && ask(c, optarg) == NULL)
-            code = qf_cli_usage_error("check", "more than %d views", QF_VIEWS_MAX);
-        else if (option == 'h')
-            *help = true;
-        else if (option == '?')
-            code = qf_cli_usage_error("check", "unknown or incomplete option '%s'",
-                                      argv[optind - 1]);
-        if (*help)
-            return 0;
-    }
-    if (code == 0 && argc - optind != 1)
-        code = qf_cli_usage_error("check", "one path is needed");
-    return code;
+    struct check *c = arg;
+    if (id == 'l')
+        return take_loader(c, value);
+    if (id == 't')
+        return take_ranks(c, value);
+    if (id == 'j')
+        c->json = true;
+    else if (id == 'p')
+        c->policy = value;
+    else if (ask(c, value) == NULL)
+        return qf_cli_usage_error("check", "more than %d views", QF_VIEWS_MAX);
+    return 0;
 }
 
 /* ---- the path ---- */
@@ -350,7 +293,7 @@ static int look(struct check *c, const char *name, const char *path)
     return c->out.failed ? -ENOMEM : 0;
 }
 
-static int run(struct check *c, const char *name)
+static int check_path(struct check *c, const char *name)
 {
     char path[PATH_MAX], top[PATH_MAX], store[PATH_MAX];
     struct qf_err err = {""};
@@ -385,16 +328,62 @@ static int run(struct check *c, const char *name)
     return c->bad ? NOT_GOOD : QF_CLI_OK;
 }
 
-int qf_cmd_check(int argc, char **argv)
+static int run(const struct qf_cli_command *self, int argc, char **argv)
 {
     static struct check c;
-    bool help = false;
-    int code = parse(&c, argc, argv, &help);
-    if (code == 0 && help)
-        print_help();
-    else if (code == 0)
-        code = run(&c, argv[optind]);
+    struct qf_cli_line line;
+    int code = qf_cli_parse(self, argc, argv, take, &c, &line);
+    if (code < 0)
+        code = check_path(&c, line.operands[0]);
     qf_buf_fini(&c.out);
     free(c.policy_text);
     return code;
 }
+
+static const struct qf_cli_option options[] = {
+    {.id = 'v',
+     .name = "view",
+     .value = "VIEW",
+     .repeats = true,
+     .help = "this view, also with settings as in nf4+blocksize=128 (nf4:int8:dq:fp4)"},
+    {.id = 'l',
+     .name = "loader",
+     .value = "LOADER",
+     .repeats = true,
+     .help = "the exit status is about this one: safetensors, transformers, diffusers, "
+             "accelerate, peft, vllm (that for which the model is made)"},
+    {.id = 't',
+     .name = "tensor-parallel",
+     .value = "N",
+     .help = "it is to be loaded on so many ranks (1)"},
+    {.id = 'p',
+     .name = "policy",
+     .value = "FILE",
+     .help = "with the overrides that a mount has by -o policy=FILE"},
+    {.id = 'j',
+     .name = "json",
+     .help = "one JSON document, with the source of every claim"},
+    {0},
+};
+
+const struct qf_cli_command qf_cmd_check = {
+    .name = "check",
+    .summary = "tell which loaders take a view of a model, and why not",
+    .about =
+        "Tells which loaders take each view of the model in directory PATH, or of "
+        "every model below it, and why others do not. Reads headers only. PATH may "
+        "also lie in a mount, in the view that is asked about; where that view cannot "
+        "be (MNT/nf4+blocksize=100/model), the reason is told.\n"
+        "yes: measured; if: on the conditions told; untested: nobody has tried; no: it "
+        "fails or is refused.",
+    .options = options,
+    .operands = (const struct qf_cli_operand[]){{.word = "PATH"}, {0}},
+    .exits =
+        (const struct qf_cli_exit[]){
+            {"0", "every view is quantized and taken (yes or if)"},
+            {"1", "usage"},
+            {"2", "PATH cannot be read or holds no model"},
+            {"3", "a view is impossible, passes through, or is not known to be taken"},
+            {0}},
+    .run = run,
+};

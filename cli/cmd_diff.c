@@ -3,7 +3,6 @@
  * with the same options has; its root is the whole filesystem. A model that lies in a
  * mount is compared where it is stored: what the mount shows of it is the same. */
 #include <fcntl.h>
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -33,34 +32,6 @@ struct command {
     bool failed;
     bool no_memory;
 };
-
-static void print_help(void)
-{
-    puts(
-        "usage: quantfs diff [--model PATH] [-o OPTION[,OPTION…]]… [--json | --csv]\n"
-        "                    [--html FILE] [--sort KEY] [--top N] [--quiet] VIEW…\n"
-        "\n"
-        "Tells what each VIEW (nf4, fp4, dq, int8) costs a model against its source:\n"
-        "mean squared error, largest error, signal to noise (SQNR), cosine, size and "
-        "bits\n"
-        "per weight, for every tensor and in total, and the share of codes that "
-        "differ\n"
-        "between two 4-bit views. Reads through the cache of a mount with the same "
-        "options.\n"
-        "\n"
-        "      --model PATH    a model, a store or a path in a mount (.)\n"
-        "  -o, --options LIST  options of quantfs mount\n"
-        "      --json, --csv   all numbers, for programs\n"
-        "      --html FILE     a page with plots, too\n"
-        "      --sort KEY      tensors by sqnr, mse, max, cosine (worst first) or name "
-        "(sqnr)\n"
-        "      --top N         as many tensors, 0 all (20)\n"
-        "  -q, --quiet         no progress\n"
-        "\n"
-        "exit codes: 0 told, 1 usage, 2 something could not be read, or no view "
-        "changes\n"
-        "            a model there (the rest is told)");
-}
 
 /* ---- arguments ---- */
 
@@ -92,36 +63,27 @@ static int set_top(struct command *c, const char *text)
     return 0;
 }
 
-static int parse_one(struct command *c, int option, const char *word)
+static int take(void *arg, char id, const char *value)
 {
+    struct command *c = arg;
     struct qf_err err = {""};
-    switch (option) {
-    case 'm':
-        c->path = optarg;
-        return 0;
-    case 'o':
-        if (qf_mount_options_parse(&c->options, optarg, &err) != 0)
-            return qf_cli_usage_error("diff", "%s", err.text);
-        return 0;
-    case 'w':
-        c->html = optarg;
-        return 0;
-    case 's':
-        return set_sort(c, optarg);
-    case 't':
-        return set_top(c, optarg);
-    case 'j':
+    if (id == 's')
+        return set_sort(c, value);
+    if (id == 't')
+        return set_top(c, value);
+    if (id == 'o' && qf_mount_options_parse(&c->options, value, &err) != 0)
+        return qf_cli_usage_error("diff", "%s", err.text);
+    if (id == 'm')
+        c->path = value;
+    else if (id == 'w')
+        c->html = value;
+    else if (id == 'j')
         c->json = true;
-        return 0;
-    case 'c':
+    else if (id == 'c')
         c->csv = true;
-        return 0;
-    case 'q':
+    else if (id == 'q')
         c->quiet = true;
-        return 0;
-    default:
-        return qf_cli_usage_error("diff", "unknown or incomplete option '%s'", word);
-    }
+    return 0;
 }
 
 static int add_view(struct command *c, const char *name)
@@ -140,44 +102,25 @@ static int add_view(struct command *c, const char *name)
     return 0;
 }
 
-static int parse(struct command *c, int argc, char **argv, bool *help)
+static int parse(struct command *c, const struct qf_cli_command *self, int argc,
+                 char **argv)
 {
-    static const struct option long_options[] = {
-        {"model", required_argument, NULL, 'm'},
-        {"options", required_argument, NULL, 'o'},
-        {"json", no_argument, NULL, 'j'},
-        {"csv", no_argument, NULL, 'c'},
-        {"html", required_argument, NULL, 'w'},
-        {"sort", required_argument, NULL, 's'},
-        {"top", required_argument, NULL, 't'},
-        {"quiet", no_argument, NULL, 'q'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
-    };
+    struct qf_cli_line line;
     qf_mount_options_init(&c->options);
     c->path = ".";
     c->top = TOP_DEFAULT;
-    int option;
-    optind = 1;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, "o:qh", long_options, NULL)) != -1) {
-        if (option == 'h') {
-            *help = true;
-            return 0;
-        }
-        int code = parse_one(c, option, argv[optind - 1]);
+    int code = qf_cli_parse(self, argc, argv, take, c, &line);
+    if (code >= 0)
+        return code;
+    if (c->json && c->csv)
+        return qf_cli_usage_error("diff", "--json and --csv: one of them at a time");
+    c->options.view_count = 0; /* not those of -o views= */
+    for (size_t i = 0; i < line.count; i++) {
+        code = add_view(c, line.operands[i]);
         if (code != 0)
             return code;
     }
-    if (c->json && c->csv)
-        return qf_cli_usage_error("diff", "--json and --csv: one of them at a time");
-    if (optind == argc)
-        return qf_cli_usage_error("diff", "a view is needed (nf4, fp4, dq, int8)");
-    c->options.view_count = 0; /* not those of -o views= */
-    int code = 0;
-    for (int i = optind; i < argc && code == 0; i++)
-        code = add_view(c, argv[i]);
-    return code;
+    return -1;
 }
 
 /* ---- what to compare ---- */
@@ -425,20 +368,58 @@ static void diff_fini(struct qf_diff *diff)
     free(diff->skips);
 }
 
-int qf_cmd_diff(int argc, char **argv)
+static int run(const struct qf_cli_command *self, int argc, char **argv)
 {
     static struct command c; /* kilobytes of options */
-    bool help = false;
-    int code = parse(&c, argc, argv, &help);
-    if (code != 0)
+    int code = parse(&c, self, argc, argv);
+    if (code >= 0)
         return code;
-    if (help) {
-        print_help();
-        return QF_CLI_OK;
-    }
     qf_log_set_level(c.options.debug ? QF_LOG_DEBUG : QF_LOG_WARN);
     code = work(&c);
     diff_fini(&c.diff);
     qf_stack_close(&c.stack);
     return code;
 }
+
+static const struct qf_cli_option options[] = {
+    {.id = 'm',
+     .name = "model",
+     .value = "PATH",
+     .help = "a model, a store or a path in a mount (.)"},
+    {.id = 'o',
+     .letter = true,
+     .name = "options",
+     .value = "LIST",
+     .repeats = true,
+     .help = "options of quantfs mount"},
+    {.id = 'j', .name = "json", .help = "all numbers, as JSON"},
+    {.id = 'c', .name = "csv", .help = "all numbers, as CSV"},
+    {.id = 'w', .name = "html", .value = "FILE", .help = "a page with plots, too"},
+    {.id = 's',
+     .name = "sort",
+     .value = "sqnr|mse|max|cosine|name",
+     .help = "tensors by this, worst first (sqnr)"},
+    {.id = 't', .name = "top", .value = "N", .help = "as many tensors, 0 all (20)"},
+    {.id = 'q', .letter = true, .name = "quiet", .help = "no progress"},
+    {0},
+};
+
+const struct qf_cli_command qf_cmd_diff = {
+    .name = "diff",
+    .summary = "tell what views cost a model: errors and sizes",
+    .about =
+        "Tells what each VIEW (nf4, fp4, dq, int8, also with settings) costs a model "
+        "against its source: mean squared error, largest error, signal to noise "
+        "(SQNR), cosine, size and bits per weight, for every tensor and in total, and "
+        "the share of codes that differ between two 4-bit views. Reads through the "
+        "cache of a mount with the same options.",
+    .options = options,
+    .operands = (const struct qf_cli_operand[]){{.word = "VIEW", .repeats = true}, {0}},
+    .exits =
+        (const struct qf_cli_exit[]){{"0", "told"},
+                                     {"1", "usage"},
+                                     {"2", "something could not be read, or no view "
+                                           "changes a model there (the rest is told)"},
+                                     {0}},
+    .run = run,
+};

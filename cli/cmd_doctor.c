@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <getopt.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -8,20 +7,6 @@
 #include "cli/cli.h"
 #include "cli/doctor.h"
 #include "cuda/cuda_backend.h"
-
-static void print_help(void)
-{
-    puts("usage: quantfs doctor [--json] [--cache DIR]\n"
-         "\n"
-         "Tells what this machine can do for a mount, what is in the way, and the "
-         "command\n"
-         "that mends it. Looks only; changes nothing.\n"
-         "\n"
-         "      --json       one JSON document\n"
-         "      --cache DIR  examine this directory, not the default one\n"
-         "\n"
-         "exit codes: 0 a store can be mounted, 1 usage, 2 nothing can be mounted");
-}
 
 static void print_text(const struct qf_finding *findings)
 {
@@ -73,38 +58,32 @@ static const char *cuda_problem(struct qf_err *err)
     return rc == 0 ? NULL : err->text;
 }
 
-int qf_cmd_doctor(int argc, char **argv)
+struct arguments {
+    const char *cache;
+    bool json;
+};
+
+static int take(void *arg, char id, const char *value)
 {
-    static const struct option long_options[] = {
-        {"json", no_argument, NULL, 'j'},
-        {"cache", required_argument, NULL, 'c'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
-    };
-    const char *cache = NULL;
-    bool json = false;
-    int c;
-    optind = 1;
-    opterr = 0;
-    while ((c = getopt_long(argc, argv, "h", long_options, NULL)) != -1) {
-        if (c == 'h') {
-            print_help();
-            return QF_CLI_OK;
-        }
-        if (c == 'j')
-            json = true;
-        else if (c == 'c')
-            cache = optarg;
-        else
-            return qf_cli_usage_error("doctor", "unknown or incomplete option '%s'",
-                                      argv[optind - 1]);
-    }
-    if (optind != argc)
-        return qf_cli_usage_error("doctor", "unexpected argument '%s'", argv[optind]);
+    struct arguments *a = arg;
+    if (id == 'j')
+        a->json = true;
+    else
+        a->cache = value;
+    return 0;
+}
+
+static int doctor(const struct qf_cli_command *self, int argc, char **argv)
+{
+    struct arguments a = {0};
+    struct qf_cli_line line;
+    int code = qf_cli_parse(self, argc, argv, take, &a, &line);
+    if (code >= 0)
+        return code;
     static struct qf_finding findings[QF_FINDING_COUNT];
     struct qf_err err = {""};
-    qf_doctor_examine(cache, cuda_problem(&err), findings);
-    if (!json)
+    qf_doctor_examine(a.cache, cuda_problem(&err), findings);
+    if (!a.json)
         print_text(findings);
     else if (print_json(findings) != 0)
         return QF_CLI_FAILED;
@@ -113,3 +92,25 @@ int qf_cmd_doctor(int argc, char **argv)
             return QF_CLI_FAILED;
     return QF_CLI_OK;
 }
+
+static const struct qf_cli_option options[] = {
+    {.id = 'j', .name = "json", .help = "one JSON document"},
+    {.id = 'c',
+     .name = "cache",
+     .value = "DIR",
+     .help = "examine this directory, not the default one"},
+    {0},
+};
+
+const struct qf_cli_command qf_cmd_doctor = {
+    .name = "doctor",
+    .summary = "tell what this machine can do, and what is in the way",
+    .about = "Tells what this machine can do for a mount, what is in the way, and the "
+             "command that mends it. Looks only; changes nothing.",
+    .options = options,
+    .exits = (const struct qf_cli_exit[]){{"0", "a store can be mounted"},
+                                          {"1", "usage"},
+                                          {"2", "nothing can be mounted"},
+                                          {0}},
+    .run = doctor,
+};

@@ -1,6 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Without a mount the whole filesystem is the store, as for quantfs warm. */
-#include <getopt.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
@@ -29,33 +28,6 @@ struct command {
     char view[QF_VIEW_NAME_SIZE];
 };
 
-static void print_help(void)
-{
-    puts(
-        "usage: quantfs export --view VIEW [-o OPTION[,OPTION…]]… PATH DIR\n"
-        "       quantfs export MNT/VIEW/… DIR\n"
-        "\n"
-        "Writes what a view shows of directory PATH (a model, or anything with models\n"
-        "in it) to the new directory DIR, as plain files: the same as cp -r of the\n"
-        "mount. PATH lies in a mount, or in a store; then --view says as what, and no\n"
-        "mount is needed.\n"
-        "\n"
-        "Everything is synced, read again and compared with its checksum before it\n"
-        "gets its name. When it was interrupted (Ctrl-C, no room, power), the same\n"
-        "command goes on; until it has ended, DIR holds " QF_EXPORT_JOURNAL ".\n"
-        "\n"
-        "      --view VIEW           the view, for a path without a mount\n"
-        "      --max-shard-size SIZE new shards of at most this size (5GB, 500MB,\n"
-        "                            2GiB), as save_pretrained makes them\n"
-        "  -o, --options LIST        options of quantfs mount, without a mount\n"
-        "      --jobs N              writers (4)\n"
-        "      --json                one JSON document at the end\n"
-        "  -q, --quiet               neither progress nor a summary\n"
-        "\n"
-        "exit codes: 0 done, 1 usage, 2 failed (DIR holds no wrong file), 128 + N\n"
-        "            ended by signal N");
-}
-
 /* ---- arguments ---- */
 
 static int set_view(struct command *c, const char *text)
@@ -68,63 +40,25 @@ static int set_view(struct command *c, const char *text)
     return 0;
 }
 
-static int parse_one(struct command *c, int option, const char *word)
+static int take(void *arg, char id, const char *value)
 {
+    struct command *c = arg;
     struct qf_err err = {""};
-    switch (option) {
-    case 'v':
-        return set_view(c, optarg);
-    case 's':
-        if (qf_parse_shard_size(optarg, &c->export.shard_size) != 0)
-            return qf_cli_usage_error(
-                "export", "--max-shard-size %s: not a size (5GB, 500MB, 2GiB)", optarg);
-        return 0;
-    case 'o':
-        if (qf_mount_options_parse(&c->options, optarg, &err) != 0)
-            return qf_cli_usage_error("export", "%s", err.text);
-        return 0;
-    case 'n':
-        return qf_cli_number("export", "--jobs", optarg, QF_EXPORT_JOBS_MAX,
+    if (id == 'v')
+        return set_view(c, value);
+    if (id == 'n')
+        return qf_cli_number("export", "--jobs", value, QF_EXPORT_JOBS_MAX,
                              &c->export.jobs);
-    case 'j':
+    if (id == 's' && qf_parse_shard_size(value, &c->export.shard_size) != 0)
+        return qf_cli_usage_error("export",
+                                  "--max-shard-size %s: not a size (5GB, 500MB, 2GiB)",
+                                  value);
+    if (id == 'o' && qf_mount_options_parse(&c->options, value, &err) != 0)
+        return qf_cli_usage_error("export", "%s", err.text);
+    if (id == 'j')
         c->json = true;
-        return 0;
-    case 'q':
+    else if (id == 'q')
         c->quiet = true;
-        return 0;
-    default:
-        return qf_cli_usage_error("export", "unknown or incomplete option '%s'", word);
-    }
-}
-
-static int parse(struct command *c, int argc, char **argv, bool *help)
-{
-    static const struct option long_options[] = {
-        {"view", required_argument, NULL, 'v'},
-        {"max-shard-size", required_argument, NULL, 's'},
-        {"options", required_argument, NULL, 'o'},
-        {"jobs", required_argument, NULL, 'n'},
-        {"json", no_argument, NULL, 'j'},
-        {"quiet", no_argument, NULL, 'q'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
-    };
-    int option;
-    qf_mount_options_init(&c->options);
-    optind = 1;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, "o:qh", long_options, NULL)) != -1) {
-        if (option == 'h') {
-            *help = true;
-            return 0;
-        }
-        int code = parse_one(c, option, argv[optind - 1]);
-        if (code != 0)
-            return code;
-    }
-    if (argc - optind != 2)
-        return qf_cli_usage_error("export", "a path and a new directory are needed");
-    c->export.dir = argv[optind + 1];
     return 0;
 }
 
@@ -230,24 +164,24 @@ static int work(struct command *c, const char *name, struct qf_err *err)
     return rc == 0 ? qf_export_state_end(&c->export, err) : rc;
 }
 
-int qf_cmd_export(int argc, char **argv)
+static int run(const struct qf_cli_command *self, int argc, char **argv)
 {
     static struct command c; /* kilobytes of options */
-    bool help = false;
+    struct qf_cli_line line;
     struct qf_err err = {""};
     qf_export_init(&c.export);
     c.export.jobs = QF_EXPORT_JOBS_DEFAULT;
-    int code = parse(&c, argc, argv, &help);
-    if (code != 0 || help) {
+    qf_mount_options_init(&c.options);
+    int code = qf_cli_parse(self, argc, argv, take, &c, &line);
+    if (code >= 0) {
         qf_export_fini(&c.export);
-        if (help)
-            print_help();
         return code;
     }
+    c.export.dir = line.operands[1];
     c.export.stop = qf_cli_catch_signals();
     qf_log_set_level(c.options.debug ? QF_LOG_DEBUG : QF_LOG_WARN);
     int64_t start_ms = qf_clock_ms();
-    int rc = work(&c, argv[optind], &err);
+    int rc = work(&c, line.operands[0], &err);
     int number = rc != 0 ? atomic_load(c.export.stop) : 0;
     if (number != 0)
         fputs("quantfs export: ended early; the same command goes on\n", stderr);
@@ -260,3 +194,49 @@ int qf_cmd_export(int argc, char **argv)
     qf_stack_close(&c.stack);
     return number != 0 ? 128 + number : rc != 0 ? QF_CLI_FAILED : QF_CLI_OK;
 }
+
+static const struct qf_cli_option options[] = {
+    {.id = 'v',
+     .name = "view",
+     .value = "VIEW",
+     .help = "the view, for a path without a mount"},
+    {.id = 's',
+     .name = "max-shard-size",
+     .value = "SIZE",
+     .help = "new shards of at most this size (5GB, 500MB, 2GiB), as save_pretrained "
+             "makes them"},
+    {.id = 'o',
+     .letter = true,
+     .name = "options",
+     .value = "LIST",
+     .repeats = true,
+     .help = "options of quantfs mount, without a mount"},
+    {.id = 'n', .name = "jobs", .value = "N", .help = "writers (4)"},
+    {.id = 'j', .name = "json", .help = "one JSON document at the end"},
+    {.id = 'q',
+     .letter = true,
+     .name = "quiet",
+     .help = "neither progress nor a summary"},
+    {0},
+};
+
+const struct qf_cli_command qf_cmd_export = {
+    .name = "export",
+    .summary = "write a view of a model as a repository to publish",
+    .about =
+        "Writes what a view shows of directory PATH (a model, or anything with models "
+        "in it) to the new directory DIR, as plain files: the same as cp -r of the "
+        "mount. PATH lies in a mount (MNT/nf4/model), or in a store; then --view says "
+        "as what, and no mount is needed.\n"
+        "Everything is synced, read again and compared with its checksum before it "
+        "gets its name. When it was interrupted (Ctrl-C, no room, power), the same "
+        "command goes on; until it has ended, DIR holds " QF_EXPORT_JOURNAL ".",
+    .options = options,
+    .operands = (const struct qf_cli_operand[]){{.word = "PATH"}, {.word = "DIR"}, {0}},
+    .exits = (const struct qf_cli_exit[]){{"0", "done"},
+                                          {"1", "usage"},
+                                          {"2", "failed (DIR holds no wrong file)"},
+                                          {"128 + N", "ended by signal N"},
+                                          {0}},
+    .run = run,
+};

@@ -1,5 +1,4 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-#include <getopt.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -14,30 +13,13 @@
 struct info {
     struct qf_report_options options;
     struct qf_view views[QF_VIEWS_MAX];
+    const char *wanted; /* the views' names */
     const char *policy; /* a file, or NULL */
     bool json;
     qf_root *root;
     size_t count;
     bool failed;
 };
-
-static void print_help(void)
-{
-    puts("usage: quantfs info [--json] [--tensors] [--views A:B] [--policy FILE] PATH\n"
-         "\n"
-         "Tells what the model in directory PATH, or every model below it, becomes in "
-         "each\n"
-         "view: bytes in and out, how many tensors are quantized, and why the others "
-         "are\n"
-         "kept. Reads headers only. PATH may also lie in a mount.\n"
-         "\n"
-         "      --json         one JSON document\n"
-         "      --tensors      every tensor with its reason\n"
-         "      --views A:B    these views (nf4:int8:dq:fp4)\n"
-         "      --policy FILE  with the overrides that a mount has by -o policy=FILE\n"
-         "\n"
-         "exit codes: 0 told, 1 usage, 2 PATH cannot be read or holds no model");
-}
 
 static void fail(void *arg, const char *path, int rc, const struct qf_err *err)
 {
@@ -77,48 +59,17 @@ static void print_model(void *arg, const char *path, struct qf_model *model)
     qf_model_free(model);
 }
 
-static int parse(struct info *info, int argc, char **argv, bool *help)
+static int take(void *arg, char id, const char *value)
 {
-    static const struct option long_options[] = {
-        {"json", no_argument, NULL, 'j'},
-        {"tensors", no_argument, NULL, 't'},
-        {"views", required_argument, NULL, 'v'},
-        {"policy", required_argument, NULL, 'p'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
-    };
-    const char *views = qf_view_default_list;
-    int c;
-    optind = 1;
-    opterr = 0;
-    while ((c = getopt_long(argc, argv, "h", long_options, NULL)) != -1) {
-        switch (c) {
-        case 'j':
-            info->json = true;
-            break;
-        case 't':
-            info->options.tensors = true;
-            break;
-        case 'v':
-            views = optarg;
-            break;
-        case 'p':
-            info->policy = optarg;
-            break;
-        case 'h':
-            *help = true;
-            return 0;
-        default:
-            return qf_cli_usage_error("info", "unknown or incomplete option '%s'",
-                                      argv[optind - 1]);
-        }
-    }
-    struct qf_err err = {""};
-    if (qf_view_parse_list(views, info->views, &info->options.view_count, &err) != 0)
-        return qf_cli_usage_error("info", "%s", err.text);
-    info->options.views = info->views;
-    if (argc - optind != 1)
-        return qf_cli_usage_error("info", "one path is needed");
+    struct info *info = arg;
+    if (id == 'j')
+        info->json = true;
+    else if (id == 't')
+        info->options.tensors = true;
+    else if (id == 'v')
+        info->wanted = value;
+    else
+        info->policy = value;
     return 0;
 }
 
@@ -167,19 +118,50 @@ static int tell(struct info *info, const char *name)
     return info->count == 0 || info->failed ? QF_CLI_FAILED : QF_CLI_OK;
 }
 
-int qf_cmd_info(int argc, char **argv)
+static int run(const struct qf_cli_command *self, int argc, char **argv)
 {
-    static struct info info;
-    bool help = false;
-    int code = parse(&info, argc, argv, &help);
-    if (code != 0)
+    static struct info info = {.wanted = qf_view_default_list};
+    struct qf_cli_line line;
+    struct qf_err err = {""};
+    int code = qf_cli_parse(self, argc, argv, take, &info, &line);
+    if (code >= 0)
         return code;
-    if (help) {
-        print_help();
-        return QF_CLI_OK;
-    }
-    code = apply_policy(&info) == 0 ? tell(&info, argv[optind]) : QF_CLI_FAILED;
+    if (qf_view_parse_list(info.wanted, info.views, &info.options.view_count, &err) !=
+        0)
+        return qf_cli_usage_error("info", "%s", err.text);
+    info.options.views = info.views;
+    code = apply_policy(&info) == 0 ? tell(&info, line.operands[0]) : QF_CLI_FAILED;
     for (size_t i = 0; i < info.options.view_count; i++)
         qf_view_fini(&info.views[i]);
     return code;
 }
+
+static const struct qf_cli_option options[] = {
+    {.id = 'j', .name = "json", .help = "one JSON document"},
+    {.id = 't', .name = "tensors", .help = "every tensor with its reason"},
+    {.id = 'v',
+     .name = "views",
+     .value = "A:B",
+     .help = "these views (nf4:int8:dq:fp4)"},
+    {.id = 'p',
+     .name = "policy",
+     .value = "FILE",
+     .help = "with the overrides that a mount has by -o policy=FILE"},
+    {0},
+};
+
+const struct qf_cli_command qf_cmd_info = {
+    .name = "info",
+    .summary = "tell what a model becomes in each view, and why",
+    .about = "Tells what the model in directory PATH, or every model below it, becomes "
+             "in each view: bytes in and out, how many tensors are quantized, and why "
+             "the others are kept. Reads headers only. PATH may also lie in a mount.",
+    .options = options,
+    .operands = (const struct qf_cli_operand[]){{.word = "PATH"}, {0}},
+    .exits =
+        (const struct qf_cli_exit[]){{"0", "told"},
+                                     {"1", "usage"},
+                                     {"2", "PATH cannot be read or holds no model"},
+                                     {0}},
+    .run = run,
+};

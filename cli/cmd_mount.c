@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* All is opened after the fork: an error is seen at the prompt all the same, for the
  * parent waits for it. */
-#include <getopt.h>
 #include <limits.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "base/log.h"
@@ -25,45 +25,13 @@ struct mount {
     const char *store_path;
     const char *mountpoint;
     bool foreground;
+    bool dry_run;
     bool resuming;                    /* from a daemon before this one */
     char lists[4 * QF_OPT_TEXT_SIZE]; /* of -o, joined */
     struct qf_stack stack;
     qf_daemon *daemon;
     qf_serve *serve;
 };
-
-static void print_help(void)
-{
-    struct qf_buf options = {0};
-    qf_mount_options_help(&options);
-    char *text = qf_buf_take(&options, NULL);
-    printf(
-        "usage: quantfs mount [-f] [-o OPTION[,OPTION…]]… STORE MNT\n"
-        "\n"
-        "Mounts the views of the models in directory STORE on directory MNT and goes\n"
-        "into the background when the mount is up. Views with settings, as\n"
-        "MNT/nf4+dtype=bfloat16+skip=lm_head, are there when they are looked up\n"
-        "(docs/SETTINGS.md).\n"
-        "\n"
-        "  -f, --foreground       stay in the foreground, log to stderr\n"
-        "  -o, --options LIST     mount options, separated by commas:\n"
-        "\n%s\n"
-        "The usual options of mount(8) and fstab are taken too.\n"
-        "\n"
-        "SIGTERM and SIGINT unmount: nobody new comes in, who reads is served for "
-        "half\n"
-        "of drain_timeout, and what is under way is finished in the other half; sent\n"
-        "again, they end it at once. SIGHUP reads the policy file and the limits file\n"
-        "again: an open after it sees the new views, open files stay what they were.\n"
-        "SIGUSR1 logs the status. SIGUSR2 leaves the mount to the next daemon "
-        "(restart=).\n"
-        "The log goes to stderr in the foreground (with priorities when that is the\n"
-        "journal), else to syslog.\n"
-        "\n"
-        "exit codes: 0 mounted, 1 usage, 2 the system said no, 32 not mounted\n",
-        text != NULL ? text : "");
-    free(text);
-}
 
 static void close_all(struct mount *m)
 {
@@ -243,65 +211,108 @@ static int add_list(struct mount *m, const char *list, struct qf_err *err)
     return qf_mount_options_parse(&m->options, list, err);
 }
 
-static int parse(struct mount *m, int argc, char **argv, bool *help)
+/* What `mount -f` (fake) wants to know. */
+static int dry_run(const struct mount *m)
 {
-    static const struct option long_options[] = {
-        {"foreground", no_argument, NULL, 'f'},
-        {"options", required_argument, NULL, 'o'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
-    };
-    struct qf_err err = {""};
-    qf_mount_options_init(&m->options);
-    int c;
-    optind = 1;
-    opterr = 0;
-    while ((c = getopt_long(argc, argv, "fo:h", long_options, NULL)) != -1) {
-        if (c == 'f')
-            m->foreground = true;
-        else if (c == 'h')
-            *help = true;
-        else if (c != 'o')
-            return qf_cli_usage_error("mount", "unknown or incomplete option '%s'",
-                                      argv[optind - 1]);
-        else if (add_list(m, optarg, &err) != 0)
-            return qf_cli_usage_error("mount", "%s", err.text);
+    const char *const paths[] = {m->store_path, m->mountpoint};
+    for (size_t i = 0; i < 2; i++) {
+        struct stat st;
+        int error = stat(paths[i], &st) != 0 ? errno
+                    : S_ISDIR(st.st_mode)    ? 0
+                                             : ENOTDIR;
+        if (error == 0)
+            continue;
+        fprintf(stderr, "quantfs: %s: %s\n", paths[i], strerror(error));
+        return QF_EXIT_SYSTEM;
     }
-    if (*help)
-        return 0;
-    if (argc - optind != 2)
-        return qf_cli_usage_error("mount", "a store and a mountpoint are needed");
-    m->store_path = argv[optind];
-    m->mountpoint = argv[optind + 1];
-    if (m->options.restart != QF_RESTART_OFF &&
-        strstr(m->options.kernel, "auto_unmount") != NULL)
-        return qf_cli_usage_error("mount",
-                                  "auto_unmount unmounts when the daemon dies, "
-                                  "restart= does not: choose one");
-    make_absolute(m->options.policy, sizeof m->options.policy);
-    make_absolute(m->options.limits, sizeof m->options.limits);
-    if (strcmp(m->options.cache, "none") != 0)
-        make_absolute(m->options.cache, sizeof m->options.cache);
-    if (qf_stack_default_views(&m->options, &err) != 0)
+    return QF_EXIT_OK;
+}
+
+static int take(void *arg, char id, const char *value)
+{
+    struct mount *m = arg;
+    struct qf_err err = {""};
+    if (id == 'f')
+        m->foreground = true;
+    else if (id == 'n')
+        m->dry_run = true;
+    else if (add_list(m, value, &err) != 0)
         return qf_cli_usage_error("mount", "%s", err.text);
     return 0;
 }
 
-int qf_cmd_mount(int argc, char **argv)
+static int mount_command(const struct qf_cli_command *self, int argc, char **argv)
 {
     /* Options are kilobytes: not for the stack of a main that forks. */
     static struct mount m;
-    bool help = false;
-    int code = parse(&m, argc, argv, &help);
-    if (code != 0)
+    struct qf_cli_line line;
+    struct qf_err err = {""};
+    qf_mount_options_init(&m.options);
+    int code = qf_cli_parse(self, argc, argv, take, &m, &line);
+    if (code >= 0)
         return code;
-    if (help) {
-        print_help();
-        return QF_EXIT_OK;
-    }
+    m.store_path = line.operands[0];
+    m.mountpoint = line.operands[1];
+    if (m.options.restart != QF_RESTART_OFF &&
+        strstr(m.options.kernel, "auto_unmount") != NULL)
+        return qf_cli_usage_error("mount", "auto_unmount unmounts when the daemon "
+                                           "dies, restart= does not: choose one");
+    make_absolute(m.options.policy, sizeof m.options.policy);
+    make_absolute(m.options.limits, sizeof m.options.limits);
+    if (strcmp(m.options.cache, "none") != 0)
+        make_absolute(m.options.cache, sizeof m.options.cache);
+    if (qf_stack_default_views(&m.options, &err) != 0)
+        return qf_cli_usage_error("mount", "%s", err.text);
+    if (m.dry_run)
+        return dry_run(&m);
     if (m.options.debug)
         qf_log_set_level(QF_LOG_DEBUG);
     qf_log_set_json(m.options.log_json);
     qf_log_to_journal();
     return m.options.restart == QF_RESTART_KEEPER ? keep(&m) : run(&m);
 }
+
+static const struct qf_cli_option options[] = {
+    {.id = 'f',
+     .letter = true,
+     .name = "foreground",
+     .help = "stay in the foreground, log to stderr"},
+    {.id = 'n',
+     .name = "dry-run",
+     .help = "look at the options and whether both directories are there; mount "
+             "nothing"},
+    {.id = 'o',
+     .letter = true,
+     .name = "options",
+     .value = "LIST",
+     .repeats = true,
+     .help = "mount options, separated by commas"},
+    {0},
+};
+
+const struct qf_cli_command qf_cmd_mount = {
+    .name = "mount",
+    .summary = "mount STORE on MNT, its views as directories",
+    .about = "Mounts the views of the models in directory STORE on directory MNT and "
+             "goes into the background when the mount is up. Views with settings, as "
+             "MNT/nf4+dtype=bfloat16+skip=lm_head, are there when they are looked up "
+             "(docs/SETTINGS.md).\n"
+             "SIGTERM and SIGINT unmount: nobody new comes in, who reads is served for "
+             "half of drain_timeout, and what is under way is finished in the other "
+             "half; sent again, they end it at once. SIGHUP reads the policy file and "
+             "the limits file again: an open after it sees the new views, open files "
+             "stay what they were. SIGUSR1 logs the status. With restart=, SIGUSR2 "
+             "hands the mount over to a new daemon, of the program as it then is "
+             "(docs/RESTART.md). The log goes to stderr in the foreground (with "
+             "priorities when that is the journal), else to syslog.",
+    .options = options,
+    .operands =
+        (const struct qf_cli_operand[]){{.word = "STORE"}, {.word = "MNT"}, {0}},
+    .exits = (const struct qf_cli_exit[]){{"0", "mounted"},
+                                          {"1", "usage"},
+                                          {"2", "the system said no"},
+                                          {"32", "not mounted"},
+                                          {0}},
+    .tells_mount_options = true,
+    .run = mount_command,
+};

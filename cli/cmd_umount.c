@@ -81,24 +81,22 @@ static int unmount(const char *mountpoint, bool lazy)
     return rc;
 }
 
-int qf_cmd_umount(int argc, char **argv)
+static int take_lazy(void *lazy, char id, const char *value)
 {
-    bool lazy =
-        argc > 1 && (strcmp(argv[1], "-l") == 0 || strcmp(argv[1], "--lazy") == 0);
-    if (argc == 2 && (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0)) {
-        puts("usage: quantfs umount [-l] MNT\n"
-             "\n"
-             "Unmounts MNT and waits until its daemon has ended.\n"
-             "\n"
-             "  -l, --lazy   also while files are open: the mount goes when they do\n"
-             "\n"
-             "exit codes: 0 unmounted, 1 usage, 2 the daemon did not end, 32 not "
-             "unmounted");
-        return QF_EXIT_OK;
-    }
-    if (argc != (lazy ? 3 : 2) || argv[argc - 1][0] == '-')
-        return qf_cli_usage_error("umount", "one mountpoint is needed");
-    const char *mountpoint = argv[argc - 1];
+    (void)id;
+    (void)value;
+    *(bool *)lazy = true;
+    return 0;
+}
+
+static int run(const struct qf_cli_command *self, int argc, char **argv)
+{
+    bool lazy = false;
+    struct qf_cli_line line;
+    int code = qf_cli_parse(self, argc, argv, take_lazy, &lazy, &line);
+    if (code >= 0)
+        return code;
+    const char *mountpoint = line.operands[0];
     int pidfd = lazy ? -1 : daemon_pidfd_in_time(mountpoint);
     if (unmount(mountpoint, lazy) != 0)
         return QF_EXIT_MOUNT;
@@ -116,3 +114,25 @@ int qf_cmd_umount(int argc, char **argv)
             mountpoint);
     return QF_EXIT_SYSTEM;
 }
+
+static const struct qf_cli_option options[] = {
+    {.id = 'l',
+     .letter = true,
+     .name = "lazy",
+     .help = "also while files are open: the mount goes when they do"},
+    {0},
+};
+
+const struct qf_cli_command qf_cmd_umount = {
+    .name = "umount",
+    .summary = "unmount MNT and wait until its daemon has ended",
+    .about = "Unmounts MNT and waits until its daemon has ended.",
+    .options = options,
+    .operands = (const struct qf_cli_operand[]){{.word = "MNT"}, {0}},
+    .exits = (const struct qf_cli_exit[]){{"0", "unmounted"},
+                                          {"1", "usage"},
+                                          {"2", "the daemon did not end"},
+                                          {"32", "not unmounted"},
+                                          {0}},
+    .run = run,
+};

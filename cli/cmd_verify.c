@@ -2,7 +2,6 @@
 /* Directories are compared one after the other, each with a stack whose one view has
  * the settings that the directory has: components of a pipeline may differ. */
 #include <dirent.h>
-#include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
@@ -30,33 +29,6 @@ struct command {
     struct qf_verify verify;
 };
 
-static void print_help(void)
-{
-    puts(
-        "usage: quantfs verify [--view VIEW] [-o OPTION[,OPTION…]]… [--jobs N]\n"
-        "                      [--json] [--quiet] DIR --against PATH\n"
-        "\n"
-        "Tells whether the quantized checkpoint in DIR (of quantfs export, or saved\n"
-        "by anybody's bitsandbytes) holds what a view of the model in PATH holds: "
-        "every\n"
-        "code, absmax, SCB, quant_state and kept tensor, in whatever shards they are.\n"
-        "PATH is a model in a store, or lies in a mount. Settings are read from DIR.\n"
-        "\n"
-        "Where bitsandbytes' own kernels are known to differ from each other, a\n"
-        "difference is a known tie: named, counted, and equal. Every other one is\n"
-        "told: tensor, element, both values.\n"
-        "\n"
-        "      --against PATH  the model that was quantized\n"
-        "      --view VIEW     compare with this view, whatever DIR says it is\n"
-        "  -o, --options LIST  options of quantfs mount\n"
-        "      --jobs N        readers (4)\n"
-        "      --json          one JSON document at the end\n"
-        "  -q, --quiet         no progress, and without --json no output\n"
-        "\n"
-        "exit codes: 0 equal, but for known ties, 1 usage, 2 could not be compared,\n"
-        "            3 different, 128 + N ended by signal N");
-}
-
 /* ---- arguments ---- */
 
 static int set_view(struct command *c, const char *text)
@@ -70,64 +42,39 @@ static int set_view(struct command *c, const char *text)
     return 0;
 }
 
-static int parse_one(struct command *c, int option, const char *word)
+static int take(void *arg, char id, const char *value)
 {
+    struct command *c = arg;
     struct qf_err err = {""};
-    switch (option) {
-    case 'a':
-        c->against = optarg;
-        return 0;
-    case 'v':
-        return set_view(c, optarg);
-    case 'o':
-        if (qf_mount_options_parse(&c->options, optarg, &err) != 0)
-            return qf_cli_usage_error("verify", "%s", err.text);
-        return 0;
-    case 'n':
-        return qf_cli_number("verify", "--jobs", optarg, QF_VERIFY_JOBS_MAX,
+    if (id == 'v')
+        return set_view(c, value);
+    if (id == 'n')
+        return qf_cli_number("verify", "--jobs", value, QF_VERIFY_JOBS_MAX,
                              &c->verify.jobs);
-    case 'j':
+    if (id == 'o' && qf_mount_options_parse(&c->options, value, &err) != 0)
+        return qf_cli_usage_error("verify", "%s", err.text);
+    if (id == 'a')
+        c->against = value;
+    else if (id == 'j')
         c->json = true;
-        return 0;
-    case 'q':
+    else if (id == 'q')
         c->quiet = true;
-        return 0;
-    default:
-        return qf_cli_usage_error("verify", "unknown or incomplete option '%s'", word);
-    }
+    return 0;
 }
 
-static int parse(struct command *c, int argc, char **argv, bool *help)
+static int parse(struct command *c, const struct qf_cli_command *self, int argc,
+                 char **argv, struct qf_cli_line *line)
 {
-    static const struct option long_options[] = {
-        {"against", required_argument, NULL, 'a'},
-        {"view", required_argument, NULL, 'v'},
-        {"options", required_argument, NULL, 'o'},
-        {"jobs", required_argument, NULL, 'n'},
-        {"json", no_argument, NULL, 'j'},
-        {"quiet", no_argument, NULL, 'q'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
-    };
-    int option;
     qf_mount_options_init(&c->options);
-    optind = 1;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, "o:qh", long_options, NULL)) != -1) {
-        if (option == 'h') {
-            *help = true;
-            return 0;
-        }
-        int code = parse_one(c, option, argv[optind - 1]);
-        if (code != 0)
-            return code;
-    }
-    if (argc - optind != 1 || c->against == NULL)
-        return qf_cli_usage_error("verify", "a directory and --against are needed");
+    int code = qf_cli_parse(self, argc, argv, take, c, line);
+    if (code >= 0)
+        return code;
+    if (c->against == NULL)
+        return qf_cli_usage_error("verify", "--against is needed");
     if (c->options.policy[0] != '\0')
         return qf_cli_usage_error("verify",
                                   "-o policy: the checkpoint has its settings");
-    return 0;
+    return -1;
 }
 
 /* ---- what there is ---- */
@@ -263,25 +210,21 @@ static bool is_equal(const struct qf_verify *verify)
     return true;
 }
 
-int qf_cmd_verify(int argc, char **argv)
+static int run(const struct qf_cli_command *self, int argc, char **argv)
 {
     static struct command c; /* kilobytes of options */
-    bool help = false;
+    struct qf_cli_line line;
     struct qf_err err = {""};
     c.verify.jobs = QF_VERIFY_JOBS_DEFAULT;
     c.verify.options = &c.options;
-    int code = parse(&c, argc, argv, &help);
-    if (code != 0)
+    int code = parse(&c, self, argc, argv, &line);
+    if (code >= 0)
         return code;
-    if (help) {
-        print_help();
-        return QF_CLI_OK;
-    }
     pthread_mutex_init(&c.verify.lock, NULL);
     c.verify.stop = qf_cli_catch_signals();
     qf_log_set_level(c.options.debug ? QF_LOG_DEBUG : QF_LOG_WARN);
     int64_t start_ms = qf_clock_ms();
-    int rc = work(&c, argv[optind], &err);
+    int rc = work(&c, line.operands[0], &err);
     int number = rc != 0 ? atomic_load(c.verify.stop) : 0;
     if (number != 0)
         fputs("quantfs verify: ended early\n", stderr);
@@ -289,7 +232,7 @@ int qf_cmd_verify(int argc, char **argv)
         fprintf(stderr, "quantfs verify: %s\n",
                 err.text[0] != '\0' ? err.text : strerror(-rc));
     else
-        report(&c, argv[optind], (double)(qf_clock_ms() - start_ms) / 1000);
+        report(&c, line.operands[0], (double)(qf_clock_ms() - start_ms) / 1000);
     for (size_t i = 0; i < c.path_count; i++)
         free(c.paths[i]);
     free(c.paths);
@@ -300,3 +243,50 @@ int qf_cmd_verify(int argc, char **argv)
         return number != 0 ? 128 + number : QF_CLI_FAILED;
     return is_equal(&c.verify) ? QF_CLI_OK : CLI_DIFFERENT;
 }
+
+static const struct qf_cli_option options[] = {
+    {.id = 'a',
+     .name = "against",
+     .value = "PATH",
+     .help = "the model that was quantized (needed)"},
+    {.id = 'v',
+     .name = "view",
+     .value = "VIEW",
+     .help = "compare with this view, whatever DIR says it is"},
+    {.id = 'o',
+     .letter = true,
+     .name = "options",
+     .value = "LIST",
+     .repeats = true,
+     .help = "options of quantfs mount"},
+    {.id = 'n', .name = "jobs", .value = "N", .help = "readers (4)"},
+    {.id = 'j', .name = "json", .help = "one JSON document at the end"},
+    {.id = 'q',
+     .letter = true,
+     .name = "quiet",
+     .help = "no progress, and without --json no output"},
+    {0},
+};
+
+const struct qf_cli_command qf_cmd_verify = {
+    .name = "verify",
+    .summary = "compare a quantized checkpoint with its source",
+    .about =
+        "Tells whether the quantized checkpoint in DIR (of quantfs export, or saved by "
+        "anybody's bitsandbytes) holds what a view of the model in --against PATH "
+        "holds: every code, absmax, SCB, quant_state and kept tensor, in whatever "
+        "shards they are. PATH is a model in a store, or lies in a mount. Settings are "
+        "read from DIR.\n"
+        "Where bitsandbytes' own kernels are known to differ from each other, a "
+        "difference is a known tie: named, counted, and equal. Every other one is "
+        "told: tensor, element, both values.",
+    .options = options,
+    .operands = (const struct qf_cli_operand[]){{.word = "DIR"}, {0}},
+    .exits = (const struct qf_cli_exit[]){{"0", "equal, but for known ties"},
+                                          {"1", "usage"},
+                                          {"2", "could not be compared"},
+                                          {"3", "different"},
+                                          {"128 + N", "ended by signal N"},
+                                          {0}},
+    .run = run,
+};

@@ -2,7 +2,6 @@
 /* Without a mount the whole filesystem is the store, as for quantfs info: links may
  * lead anywhere (a snapshot of a hub cache points to blobs beside it), and what is
  * cached goes by the source files' identity, not by where the store begins. */
-#include <getopt.h>
 #include <limits.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -32,96 +31,42 @@ struct command {
     struct qf_warm warm;
 };
 
-static void print_help(void)
-{
-    puts(
-        "usage: quantfs warm [--view A:B] [-o OPTION[,OPTION…]]… [--jobs N] [--json]\n"
-        "                    [--quiet] PATH…\n"
-        "\n"
-        "Encodes ahead what lies at and below each PATH, so that it is in the cache "
-        "when it\n"
-        "is read. PATH is a mount or lies in one (MNT, MNT/nf4/model, a file): then it "
-        "is\n"
-        "read through the mount. Or it is a store, a model or a shard: then it is "
-        "encoded\n"
-        "here, into the cache that a mount with the same options uses, also while one "
-        "does.\n"
-        "\n"
-        "      --view A:B      these views (all of the mount; nf4:int8:dq:fp4)\n"
-        "  -o, --options LIST  options of quantfs mount, for paths without a mount\n"
-        "      --jobs N        readers (4)\n"
-        "      --json          one JSON document at the end\n"
-        "  -q, --quiet         neither progress nor a summary\n"
-        "\n"
-        "Ctrl-C ends it; what was encoded stays in the cache.\n"
-        "\n"
-        "exit codes: 0 done, 1 usage, 2 something could not be read (the rest is done),"
-        "\n            128 + N ended by signal N");
-}
-
 /* ---- arguments ---- */
 
-static int parse_one(struct command *c, int option, const char *word)
+static int take(void *arg, char id, const char *value)
 {
+    struct command *c = arg;
     struct qf_err err = {""};
-    switch (option) {
-    case 'v':
-        if (qf_view_parse_list(optarg, c->views, &c->view_count, &err) != 0)
-            return qf_cli_usage_error("warm", "%s", err.text);
-        return 0;
-    case 'o':
-        if (qf_mount_options_parse(&c->options, optarg, &err) != 0)
-            return qf_cli_usage_error("warm", "%s", err.text);
-        return 0;
-    case 'n':
-        return qf_cli_number("warm", "--jobs", optarg, QF_WARM_JOBS_MAX, &c->jobs);
-    case 'j':
+    int rc = 0;
+    if (id == 'v')
+        rc = qf_view_parse_list(value, c->views, &c->view_count, &err);
+    else if (id == 'o')
+        rc = qf_mount_options_parse(&c->options, value, &err);
+    else if (id == 'n')
+        return qf_cli_number("warm", "--jobs", value, QF_WARM_JOBS_MAX, &c->jobs);
+    else if (id == 'j')
         c->json = true;
-        return 0;
-    case 'q':
+    else
         c->quiet = true;
-        return 0;
-    default:
-        return qf_cli_usage_error("warm", "unknown or incomplete option '%s'", word);
-    }
+    return rc == 0 ? 0 : qf_cli_usage_error("warm", "%s", err.text);
 }
 
-static int parse(struct command *c, int argc, char **argv, bool *help)
+static int parse(struct command *c, const struct qf_cli_command *self, int argc,
+                 char **argv, struct qf_cli_line *line)
 {
-    static const struct option long_options[] = {
-        {"view", required_argument, NULL, 'v'},
-        {"views", required_argument, NULL, 'v'},
-        {"options", required_argument, NULL, 'o'},
-        {"jobs", required_argument, NULL, 'n'},
-        {"json", no_argument, NULL, 'j'},
-        {"quiet", no_argument, NULL, 'q'},
-        {"help", no_argument, NULL, 'h'},
-        {0},
-    };
     struct qf_err err = {""};
     qf_mount_options_init(&c->options);
     c->jobs = QF_WARM_JOBS_DEFAULT;
-    int option;
-    optind = 1;
-    opterr = 0;
-    while ((option = getopt_long(argc, argv, "o:qh", long_options, NULL)) != -1) {
-        if (option == 'h') {
-            *help = true;
-            return 0;
-        }
-        int code = parse_one(c, option, argv[optind - 1]);
-        if (code != 0)
-            return code;
-    }
-    if (optind == argc)
-        return qf_cli_usage_error("warm", "a path is needed");
+    int code = qf_cli_parse(self, argc, argv, take, c, line);
+    if (code >= 0)
+        return code;
     if (c->view_count != 0) {
         memcpy(c->options.views, c->views, sizeof c->views);
         c->options.view_count = c->view_count;
     }
     if (qf_stack_default_views(&c->options, &err) != 0)
         return qf_cli_usage_error("warm", "%s", err.text);
-    return 0;
+    return -1;
 }
 
 /* ---- what to read ---- */
@@ -288,20 +233,16 @@ static int work(struct command *c, char **paths, size_t count)
     return rc == 0 ? report(c, (double)(qf_clock_ms() - start_ms) / 1000) : rc;
 }
 
-int qf_cmd_warm(int argc, char **argv)
+static int run(const struct qf_cli_command *self, int argc, char **argv)
 {
     static struct command c; /* kilobytes of options */
-    bool help = false;
-    int code = parse(&c, argc, argv, &help);
-    if (code != 0)
+    struct qf_cli_line line;
+    int code = parse(&c, self, argc, argv, &line);
+    if (code >= 0)
         return code;
-    if (help) {
-        print_help();
-        return QF_CLI_OK;
-    }
     qf_log_set_level(c.options.debug ? QF_LOG_DEBUG : QF_LOG_WARN);
     qf_warm_init(&c.warm, c.jobs, qf_cli_catch_signals());
-    int rc = work(&c, argv + optind, (size_t)(argc - optind));
+    int rc = work(&c, line.operands, line.count);
     int number = atomic_load(c.warm.stop);
     if (rc == -ENOMEM || rc == -EAGAIN)
         fprintf(stderr, "quantfs warm: %s\n", strerror(-rc));
@@ -315,3 +256,46 @@ int qf_cmd_warm(int argc, char **argv)
     free(c.tops);
     return number != 0 ? 128 + number : code;
 }
+
+/* --view is short for --views, as abbreviations are. */
+static const struct qf_cli_option options[] = {
+    {.id = 'v',
+     .name = "views",
+     .value = "A:B",
+     .help = "these views (all of the mount; nf4:int8:dq:fp4)"},
+    {.id = 'o',
+     .letter = true,
+     .name = "options",
+     .value = "LIST",
+     .repeats = true,
+     .help = "options of quantfs mount, for paths without a mount"},
+    {.id = 'n', .name = "jobs", .value = "N", .help = "readers (4)"},
+    {.id = 'j', .name = "json", .help = "one JSON document at the end"},
+    {.id = 'q',
+     .letter = true,
+     .name = "quiet",
+     .help = "neither progress nor a summary"},
+    {0},
+};
+
+const struct qf_cli_command qf_cmd_warm = {
+    .name = "warm",
+    .summary = "encode ahead what lies at a path, into the cache",
+    .about =
+        "Encodes ahead what lies at and below each PATH, so that it is in the cache "
+        "when it is read. PATH is a mount or lies in one (MNT, MNT/nf4/model, a file): "
+        "then it is read through the mount. Or it is a store, a model or a shard: then "
+        "it is encoded here, into the cache that a mount with the same options uses, "
+        "also while one does.\n"
+        "Ctrl-C ends it; what was encoded stays in the cache.",
+    .options = options,
+    .operands = (const struct qf_cli_operand[]){{.word = "PATH", .repeats = true}, {0}},
+    .exits =
+        (const struct qf_cli_exit[]){{"0", "done"},
+                                     {"1", "usage"},
+                                     {"2",
+                                      "something could not be read (the rest is done)"},
+                                     {"128 + N", "ended by signal N"},
+                                     {0}},
+    .run = run,
+};

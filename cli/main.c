@@ -8,22 +8,10 @@
 
 #include "cli/cli.h"
 
-static const struct command {
-    const char *name;
-    const char *help;
-    int (*run)(int argc, char **argv);
-} commands[] = {
-    {"mount", "mount STORE on MNT, its views as directories", qf_cmd_mount},
-    {"umount", "unmount MNT and wait until its daemon has ended", qf_cmd_umount},
-    {"info", "tell what a model becomes in each view, and why", qf_cmd_info},
-    {"check", "tell which loaders take a view of a model, and why not", qf_cmd_check},
-    {"diff", "tell what views cost a model: errors and sizes", qf_cmd_diff},
-    {"cache", "see and steer a cache: stat, verify, prune, pin", qf_cmd_cache},
-    {"warm", "encode ahead what lies at a path, into the cache", qf_cmd_warm},
-    {"export", "write a view of a model as a repository to publish", qf_cmd_export},
-    {"verify", "compare a quantized checkpoint with its source", qf_cmd_verify},
-    {"doctor", "tell what this machine can do, and what is in the way", qf_cmd_doctor},
-    {"demo", "write a small random model to try things with", qf_cmd_demo},
+static const struct qf_cli_command *const commands[] = {
+    &qf_cmd_mount,  &qf_cmd_umount, &qf_cmd_info, &qf_cmd_check,
+    &qf_cmd_diff,   &qf_cmd_cache,  &qf_cmd_warm, &qf_cmd_export,
+    &qf_cmd_verify, &qf_cmd_doctor, &qf_cmd_demo, NULL,
 };
 
 static void print_help(FILE *out)
@@ -35,8 +23,8 @@ static void print_help(FILE *out)
           "\n"
           "commands:\n",
           out);
-    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        fprintf(out, "  %-8s %s\n", commands[i].name, commands[i].help);
+    for (size_t i = 0; commands[i] != NULL; i++)
+        fprintf(out, "  %-8s %s\n", commands[i]->name, commands[i]->summary);
     fputs("\n"
           "quantfs COMMAND --help tells more; quantfs --version prints the version.\n",
           out);
@@ -83,6 +71,35 @@ const atomic_int *qf_cli_catch_signals(void)
     return &stop;
 }
 
+static const struct qf_cli_command *find(const char *name)
+{
+    for (size_t i = 0; commands[i] != NULL; i++)
+        if (strcmp(commands[i]->name, name) == 0)
+            return commands[i];
+    fprintf(stderr, "quantfs: unknown command '%s'\n\n", name);
+    print_help(stderr);
+    return NULL;
+}
+
+/* quantfs help [COMMAND]; --dump is for programs. */
+static int help(int argc, char **argv)
+{
+    struct qf_buf text = {0};
+    if (argc < 2) {
+        print_help(stdout);
+        return QF_CLI_OK;
+    }
+    if (strcmp(argv[1], "--dump") == 0) {
+        qf_cli_dump(commands, &text);
+        return qf_cli_print(&text);
+    }
+    const struct qf_cli_command *command = find(argv[1]);
+    if (command == NULL)
+        return QF_CLI_USAGE;
+    qf_cli_help(command, &text);
+    return qf_cli_print(&text);
+}
+
 int main(int argc, char **argv)
 {
     if (argc < 2) {
@@ -91,18 +108,12 @@ int main(int argc, char **argv)
     }
     const char *name = argv[1];
     if (strcmp(name, "--help") == 0 || strcmp(name, "-h") == 0 ||
-        strcmp(name, "help") == 0) {
-        print_help(stdout);
-        return QF_CLI_OK;
-    }
+        strcmp(name, "help") == 0)
+        return help(name[0] == '-' ? 1 : argc - 1, argv + 1);
     if (strcmp(name, "--version") == 0 || strcmp(name, "-V") == 0) {
         printf("quantfs %s\n", QUANTFS_VERSION);
         return QF_CLI_OK;
     }
-    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
-        if (strcmp(commands[i].name, name) == 0)
-            return commands[i].run(argc - 1, argv + 1);
-    fprintf(stderr, "quantfs: unknown command '%s'\n\n", name);
-    print_help(stderr);
-    return QF_CLI_USAGE;
+    const struct qf_cli_command *command = find(name);
+    return command != NULL ? command->run(command, argc - 1, argv + 1) : QF_CLI_USAGE;
 }

@@ -11,7 +11,6 @@
 
 #include "base/limits.h"
 #include "base/path.h"
-#include "cli/cli.h"
 #include "cli/verify.h"
 #include "view/overrides.h"
 #include "view/settings.h"
@@ -243,13 +242,9 @@ static int read_view(const struct qf_verify *verify, struct qf_verify_dir *dir,
 {
     const qf_json *quantization = qf_json_get(dir->config, "quantization_config");
     const char *method = qf_json_string(qf_json_get(quantization, "quant_method"));
-    size_t size;
     if (verify->view != NULL) {
         dir->view = *verify->view;
-        return verify->options->policy[0] == '\0'
-                   ? 0
-                   : qf_cli_read_file(verify->options->policy, QF_CONFIG_SIZE_MAX,
-                                      &dir->overrides, &size, err);
+        return 0;
     }
     /* What is not quantized is compared with a view that should not change it. */
     const char *name = quantization != NULL ? codec_name(quantization) : "nf4";

@@ -6,16 +6,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef int set_option(struct qf_mount_options *options, const char *value,
-                       struct qf_err *err);
-
-struct option {
-    const char *name;
-    const char *value; /* what stands after '=' in the help; NULL: a flag */
-    const char *help;
-    set_option *set;
-};
-
 /* ---- values ---- */
 
 int qf_parse_size(const char *text, uint64_t *out)
@@ -224,7 +214,15 @@ static int set_passthrough(struct qf_mount_options *o, const char *value,
     return 0;
 }
 
-static const struct option options_table[] = {
+static int set_sloppy(struct qf_mount_options *o, const char *value, struct qf_err *err)
+{
+    (void)value;
+    (void)err;
+    o->sloppy = true;
+    return 0;
+}
+
+static const struct qf_mount_option options_table[] = {
     {"views", "A:B",
      "views to list, also with settings: nf4+blocksize=128 (nf4:int8:dq:fp4)",
      set_views},
@@ -236,35 +234,37 @@ static const struct option options_table[] = {
      set_cache_min_free},
     {"memory", "SIZE", "bytes in flight and kept in memory (512M)", set_memory},
     {"threads", "N", "threads that encode ahead (one per processor)", set_threads},
-    {"device", "NAME", "cpu, cuda:N, or auto: a GPU that can be shared, else cpu (cpu)",
-     set_device},
-    {"isa", "NAME", "scalar, avx2 or avx512 (the best there is; same bytes)", set_isa},
+    {"device", "cpu|auto|cuda:N",
+     "what encodes; auto: a GPU that can be shared, else cpu (cpu)", set_device},
+    {"isa", "scalar|avx2|avx512",
+     "instructions to use (the best there are; same bytes)", set_isa},
     {"attr_ttl", "SECONDS", "how long names and sizes are trusted (60)", set_attr_ttl},
     {"read_ahead_kb", "KIB", "read-ahead of the mount, when root (4096)",
      set_read_ahead},
     {"policy", "FILE", "overrides for all models (see docs/OVERRIDES.md)", set_policy},
-    {"alias", "KIND",
+    {"alias", "none|bnb",
      "bnb: in 4-bit views, NAME-bnb-4bit leads to NAME if nothing has that name; none "
      "(none)",
      set_alias},
-    {"passthrough", "MODE",
-     "auto: shards that were read are sealed, and read by the kernel itself, when root "
-     "(Linux 6.9); off (auto)",
+    {"passthrough", "auto|off",
+     "whether shards that were read are sealed, and read by the kernel itself, when "
+     "root and Linux 6.9 (auto)",
      set_passthrough},
     {"fsname", "NAME", "what /proc/mounts shows as the device (STORE)", set_fsname},
     {"allow_other", NULL, "let other users in (see fuse.conf)", set_allow_other},
+    {"sloppy", NULL, "do not mind unknown options that follow", set_sloppy},
     {"limits", "FILE",
      "cache_size=SIZE and cache_min_free=SIZE, a line each; SIGHUP reads it again",
      set_limits},
     {"drain_timeout", "SECONDS",
      "how long SIGTERM waits for readers and unfinished work (10)", set_drain_timeout},
-    {"restart", "MODE",
+    {"restart", "off|keeper|systemd",
      "keeper: a second process keeps the mount while a daemon that died is started "
      "again; systemd: the unit does (Type=notify, FileDescriptorStoreMax=2); off (off)",
      set_restart},
-    {"log", "WHERE", "syslog; auto: stderr in the foreground, else syslog (auto)",
+    {"log", "auto|syslog", "auto: stderr in the foreground, else syslog (auto)",
      set_log},
-    {"log_format", "FORMAT", "text, or json: an object a line (text)", set_log_format},
+    {"log_format", "text|json", "json: an object a line (text)", set_log_format},
     {"debug", NULL, "log every event of interest", set_debug},
 };
 
@@ -286,6 +286,9 @@ static const char *const ignored_options[] = {
     "owner", "group",    "_netdev", "nofail", "relatime", "norelatime", "strictatime",
 };
 
+/* The same, with values. */
+static const char *const ignored_pairs[] = {"comment", "helper", "uhelper", "user"};
+
 /* ---- parsing ---- */
 
 static bool is_one_of(const char *name, const char *const *names, size_t count)
@@ -294,6 +297,17 @@ static bool is_one_of(const char *name, const char *const *names, size_t count)
         if (strcmp(name, names[i]) == 0)
             return true;
     return false;
+}
+
+static bool is_ignored(const char *name, const char *value)
+{
+    if (strncmp(name, "x-", 2) == 0 || strncmp(name, "X-", 2) == 0)
+        return true;
+    if (value != NULL)
+        return is_one_of(name, ignored_pairs,
+                         sizeof ignored_pairs / sizeof *ignored_pairs);
+    return is_one_of(name, ignored_options,
+                     sizeof ignored_options / sizeof *ignored_options);
 }
 
 static int add_kernel_option(struct qf_mount_options *options, const char *name,
@@ -313,7 +327,7 @@ static int parse_one(struct qf_mount_options *options, char *word, struct qf_err
     if (value != NULL)
         *value++ = '\0';
     for (size_t i = 0; i < sizeof options_table / sizeof *options_table; i++) {
-        const struct option *option = &options_table[i];
+        const struct qf_mount_option *option = &options_table[i];
         if (strcmp(option->name, word) != 0)
             continue;
         if ((option->value != NULL) != (value != NULL))
@@ -321,14 +335,16 @@ static int parse_one(struct qf_mount_options *options, char *word, struct qf_err
                               value != NULL ? "takes no value" : "needs a value");
         return option->set(options, value, err);
     }
-    if (strncmp(word, "x-", 2) == 0 || strncmp(word, "comment", 7) == 0)
-        return 0;
-    if (value == NULL && is_one_of(word, ignored_options,
-                                   sizeof ignored_options / sizeof *ignored_options))
+    if (is_ignored(word, value))
         return 0;
     if (value == NULL &&
         is_one_of(word, kernel_options, sizeof kernel_options / sizeof *kernel_options))
         return add_kernel_option(options, word, err);
+    if (strcmp(word, "remount") == 0)
+        return qf_err_set(err, -EINVAL,
+                          "a mount cannot be remounted: unmount it, mount it anew");
+    if (options->sloppy)
+        return 0;
     return qf_err_set(err, -EINVAL, "unknown option '%s' (see quantfs mount --help)",
                       word);
 }
@@ -387,14 +403,20 @@ int qf_mount_options_parse_limits(struct qf_mount_options *options, const char *
     return rc;
 }
 
-void qf_mount_options_help(struct qf_buf *out)
+const struct qf_mount_option *qf_mount_option_list(size_t *count)
 {
-    for (size_t i = 0; i < sizeof options_table / sizeof *options_table; i++) {
-        const struct option *option = &options_table[i];
-        char head[64];
-        snprintf(head, sizeof head, "%s%s%s", option->name,
-                 option->value != NULL ? "=" : "",
-                 option->value != NULL ? option->value : "");
-        qf_buf_appendf(out, "  %-22s %s\n", head, option->help);
-    }
+    *count = sizeof options_table / sizeof *options_table;
+    return options_table;
+}
+
+const char *const *qf_mount_kernel_words(size_t *count)
+{
+    *count = sizeof kernel_options / sizeof *kernel_options;
+    return kernel_options;
+}
+
+const char *const *qf_mount_ignored_words(size_t *count)
+{
+    *count = sizeof ignored_options / sizeof *ignored_options;
+    return ignored_options;
 }

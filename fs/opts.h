@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Mount options: one table from which parsing and help come. */
+/* Mount options: one table from which parsing, help, man pages and completions come. */
 #ifndef QF_FS_OPTS_H
 #define QF_FS_OPTS_H
 
@@ -7,7 +7,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "base/buf.h"
 #include "base/err.h"
 #include "view/names.h"
 
@@ -41,6 +40,7 @@ struct qf_mount_options {
     bool alias_bnb; /* NAME-bnb-4bit is another name of NAME */
     bool allow_other;
     bool no_passthrough;
+    bool sloppy; /* unknown options are taken silently */
     bool debug;
     bool log_json;
     char fsname[QF_OPT_TEXT_SIZE]; /* "": the store's path */
@@ -57,13 +57,29 @@ void qf_mount_options_init(struct qf_mount_options *options);
  * silently. */
 int qf_mount_options_parse(struct qf_mount_options *options, const char *list,
                            struct qf_err *err) QF_MUST_CHECK;
+
+typedef int qf_mount_option_set(struct qf_mount_options *options, const char *value,
+                                struct qf_err *err);
+
+struct qf_mount_option {
+    const char *name;
+    const char *value; /* word for what stands after '='; NULL: a flag */
+    const char *help;
+    qf_mount_option_set *set;
+};
+
+/* Our own ones; */
+const struct qf_mount_option *qf_mount_option_list(size_t *count);
+/* those that are for the kernel's mount; those of mount(8) and fstab that mean nothing
+ * to us. */
+const char *const *qf_mount_kernel_words(size_t *count);
+const char *const *qf_mount_ignored_words(size_t *count);
+
 /* A file with one of cache_size=SIZE and cache_min_free=SIZE a line; blank lines and
  * those that begin with '#' are skipped. -EINVAL with a sentence that names the line.
  */
 int qf_mount_options_parse_limits(struct qf_mount_options *options, const char *text,
                                   struct qf_err *err) QF_MUST_CHECK;
-/* The help text: one line for each option. */
-void qf_mount_options_help(struct qf_buf *out);
 /* "4096", "512K", "64M", "2G", "1T" in bytes. -EINVAL, -ERANGE. */
 int qf_parse_size(const char *text, uint64_t *out) QF_MUST_CHECK;
 

@@ -49,6 +49,10 @@ qf_need() {
         qf_want libcmocka-dev pkg-config --exists cmocka
         qf_want clang-format-14 qf_have clang-format-14
         qf_want python3 qf_have python3
+        qf_want mandoc qf_have mandoc
+        qf_want zsh qf_have zsh
+        qf_want fish qf_have fish
+        qf_want systemd qf_have systemd-analyze
         ;;
     browser) # the page of quantfs diff is looked at as its readers will
         qf_want chromium qf_have_browser

@@ -152,6 +152,24 @@ for host in py'pi.org' files.python'hosted.org' registry.npm'js.org' deb.debia'n
     expect "paths, $host" "^README.md:2: names the host" "$here/paths.sh" "$work/tree"
 done
 
+claim() { # ROW: a clean tree whose document has this row, and one test
+    clean_tree
+    mkdir -p docs tests/unit
+    printf '# %s\nstatic void test_one(void **state)\n' "${banner//[*\/]/}" > tests/unit/test_a.c
+    printf '| claim | shown by |\n|---|---|\n%s\n' "$1" > docs/SEMANTICS.md
+}
+claim '| it `works` | `test_a.c` `test_one` |'
+expect "claims, clean" "" "$here/claims.sh" "$work/tree"
+claim '| it works | `test_a.c` `test_two` |'
+expect "claims, no such function" "^docs/SEMANTICS.md:3: no test_two in tests/unit/test_a.c" \
+    "$here/claims.sh" "$work/tree"
+claim '| it works | `test_b.c` `test_one` |'
+expect "claims, no such file" "^docs/SEMANTICS.md:3: no test test_b.c" \
+    "$here/claims.sh" "$work/tree"
+claim '| it works | surely |'
+expect "claims, no test" "^docs/SEMANTICS.md:3: a claim without a test" \
+    "$here/claims.sh" "$work/tree"
+
 # ---- symbols and isa, on libraries made here
 cc=${CC:-cc}
 library() {

@@ -104,7 +104,7 @@ class Check(qfmount.StoreCase):
         os.makedirs(f"{self.store}/empty")
         S.write(f"{self.store}/bare/model.safetensors", b"x")
         for args, code, says in (
-                ((), 1, "one path"), (("--loader", "x", self.model), 1, "'x'"),
+                ((), 1, "PATH is missing"), (("--loader", "x", self.model), 1, "'x'"),
                 (("--tensor-parallel", "0", self.model), 1, "'0'"),
                 (("--oops", self.model), 1, "--oops"),
                 (("--view", "nf4") * 33 + (self.model, ), 1, "more than 32"),

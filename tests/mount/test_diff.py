@@ -214,7 +214,7 @@ class Diff(qfmount.StoreCase):
                                       code=2)[1])
 
     def test_usage(self):
-        for args, word in (((), "a view is needed"), (("nf5",), "nf5"),
+        for args, word in (((), "VIEW is missing"), (("nf5",), "nf5"),
                            (("nf4", "nf4"), "twice"), (("--json", "--csv", "nf4"), "--csv"),
                            (("--sort", "size", "nf4"), "--sort size"),
                            (("--top", "-1", "nf4"), "--top -1"),

@@ -139,6 +139,14 @@ static void test_mount_words(void **state)
     assert_string_equal(o.kernel, "");
     assert_int_equal(parse("ro,nosuid,nodev,noexec,noatime,auto_unmount"), 0);
     assert_string_equal(o.kernel, "ro,nosuid,nodev,noexec,noatime,auto_unmount");
+    /* as mount(8) of util-linux hands them on */
+    assert_int_equal(parse("user=alice,uhelper=x,helper=y,X-mount.mkdir=0755"), 0);
+    assert_refused("remount,ro", "remount");
+    assert_refused("uid=3", "uid");
+    assert_int_equal(parse("sloppy,uid=3,mand"), 0);
+    assert_refused("sloppy,remount", "remount");
+    assert_refused("sloppy,views=nf5", "nf5");
+    assert_refused("uhelper", "uhelper");
     assert_refused("nosuid=1", "nosuid");
     assert_refused("defaults=1", "defaults");
 }
@@ -226,19 +234,33 @@ static void test_too_long(void **state)
     free(list);
 }
 
-static void test_help(void **state)
+/* What help, man pages and completions are made from. */
+static void test_lists(void **state)
 {
     (void)state;
-    struct qf_buf text = {0};
-    qf_mount_options_help(&text);
-    char *help = qf_buf_take(&text, NULL);
-    assert_non_null(help);
-    static const char *const names[] = {
-        "views=",    "cache=",         "cache_size=", "memory=",     "threads=", "isa=",
-        "attr_ttl=", "read_ahead_kb=", "fsname=",     "allow_other", "debug"};
-    for (size_t i = 0; i < sizeof names / sizeof names[0]; i++)
-        assert_non_null(strstr(help, names[i]));
-    free(help);
+    size_t count, seen = 0;
+    const struct qf_mount_option *options = qf_mount_option_list(&count);
+    static const char *const names[] = {"views",  "cache",       "cache_size",
+                                        "memory", "threads",     "isa",
+                                        "policy", "attr_ttl",    "read_ahead_kb",
+                                        "fsname", "allow_other", "debug"};
+    for (size_t i = 0; i < count; i++) {
+        assert_true(options[i].help[0] != '\0' && options[i].set != NULL);
+        for (size_t j = 0; j < sizeof names / sizeof *names; j++)
+            seen += strcmp(names[j], options[i].name) == 0;
+    }
+    assert_int_equal(seen, sizeof names / sizeof *names);
+    const char *const *(*const lists[])(size_t *) = {qf_mount_kernel_words,
+                                                     qf_mount_ignored_words};
+    for (size_t i = 0; i < sizeof lists / sizeof *lists; i++) {
+        const char *const *words = lists[i](&count);
+        assert_true(count > 5);
+        for (size_t j = 0; j < count; j++) {
+            qf_mount_options_init(&o);
+            assert_int_equal(qf_mount_options_parse(&o, words[j], NULL), 0);
+            assert_string_equal(o.kernel, i == 0 ? words[j] : "");
+        }
+    }
 }
 
 int main(void)
@@ -247,7 +269,7 @@ int main(void)
         cmocka_unit_test(test_sizes),        cmocka_unit_test(test_defaults),
         cmocka_unit_test(test_every_option), cmocka_unit_test(test_mount_words),
         cmocka_unit_test(test_refusals),     cmocka_unit_test(test_too_long),
-        cmocka_unit_test(test_help),         cmocka_unit_test(test_limits),
+        cmocka_unit_test(test_lists),        cmocka_unit_test(test_limits),
     };
     return cmocka_run_group_tests_name("fs_opts", tests, NULL, NULL);
 }
