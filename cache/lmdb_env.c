@@ -4,10 +4,13 @@
  * read transaction move between threads. The map is as large as the limit, so LMDB
  * itself never lets the file grow past it. */
 #include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
 #include <setjmp.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -24,6 +27,7 @@
 #define FREE_LIST       0u /* LMDB's number for it */
 #define READERS_MAX     1022u
 #define LOCK_FILE_SIZE  ((READERS_MAX + 2) * 64)
+#define LOCK_PAGE_SIZE  ((size_t)4096)
 #define READERS_WAIT_MS 50
 #define PAGE_HEAD       16u
 #define LOOKED_AT_MAX   ((size_t)64 << 20)
@@ -172,17 +176,30 @@ bool qf_lmdb_readers_pass(qf_lmdb_store *store)
     }
 }
 
-/* A page fault in a hole of the lock file would be a SIGBUS on a full disk. */
-static int reserve_lock_file(const qf_lmdb_store *store, struct qf_err *err)
+/* A page fault in a hole of the lock file would be a SIGBUS on a full disk. Mapped
+ * here, before LMDB opens it: closing a descriptor later would drop LMDB's own locks on
+ * it. */
+static int reserve_lock_file(qf_lmdb_store *store, struct qf_err *err)
 {
-    if (!store->dir.alone)
-        return 0;
-    int fd = openat(store->dir.fd, "lock.mdb", O_RDWR | O_CREAT | O_CLOEXEC, 0600);
+    int flags = O_RDWR | O_CLOEXEC | (store->dir.alone ? O_CREAT : 0);
+    int fd = openat(store->dir.fd, "lock.mdb", flags, 0600);
     if (fd < 0)
-        return qf_err_set(err, -errno, "lock.mdb: %s", strerror(errno));
-    int rc = posix_fallocate(fd, 0, LOCK_FILE_SIZE);
+        return store->dir.alone
+                   ? qf_err_set(err, -errno, "lock.mdb: %s", strerror(errno))
+                   : 0;
+    int rc = store->dir.alone ? posix_fallocate(fd, 0, LOCK_FILE_SIZE) : 0;
+    void *page =
+        rc == 0 ? mmap(NULL, LOCK_PAGE_SIZE, PROT_READ, MAP_SHARED, fd, 0) : MAP_FAILED;
+    store->lock_page = page != MAP_FAILED ? page : NULL;
     close(fd);
     return rc == 0 ? 0 : qf_err_set(err, -rc, "lock.mdb: %s", strerror(rc));
+}
+
+void qf_lmdb_kick(const qf_lmdb_store *store)
+{
+    for (size_t off = 0; store->lock_page != NULL && off < LOCK_PAGE_SIZE; off += 4)
+        syscall(SYS_futex, (char *)store->lock_page + off, FUTEX_WAKE, INT_MAX, NULL,
+                NULL, 0);
 }
 
 static int lmdb_error(int rc, const char *what, struct qf_err *err)
@@ -338,5 +355,8 @@ void qf_lmdb_env_close(qf_lmdb_store *store)
         store->slots[i].txn = NULL;
     }
     mdb_env_close(store->env);
+    if (store->lock_page != NULL)
+        munmap(store->lock_page, LOCK_PAGE_SIZE);
+    store->lock_page = NULL;
     store->env = NULL;
 }

@@ -85,6 +85,7 @@ typedef struct qf_lmdb_store {
     _Atomic unsigned drafts; /* begun, and neither committed nor aborted */
     size_t page_size;
     const char *map;         /* where LMDB has mapped data.mdb */
+    void *lock_page;         /* of lock.mdb, for qf_lmdb_kick; NULL: none */
     atomic_size_t looked_at; /* bytes of it, since qf_lmdb_trim_map took it back */
     atomic_bool down;        /* LMDB failed: every get a miss, every put dropped */
     qf_verified *verified;
@@ -138,6 +139,12 @@ void qf_lmdb_env_close(qf_lmdb_store *store);
  * ending the process. */
 int qf_lmdb_guard(int (*fn)(void *arg), void *arg) QF_MUST_CHECK;
 
+/* Wakes whoever waits for LMDB's locks, in any process. They are robust mutexes: when a
+ * waiter is killed between being woken and taking the lock, and another takes it
+ * meanwhile, those behind him sleep on though it is free. Where in lock.mdb a lock lies
+ * is LMDB's affair, so every word of the page is tried; a wake-up too many is harmless.
+ */
+void qf_lmdb_kick(const qf_lmdb_store *store);
 /* `size` bytes of the map were looked at or written to the file. */
 void qf_lmdb_trim_map(qf_lmdb_store *store, size_t size);
 

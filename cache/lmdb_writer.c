@@ -28,8 +28,10 @@
 #include "cache/lmdb_store.h"
 #include "cache/record.h"
 
-#define BATCH_COUNT   4u
-#define BATCH_SIZE    (2u << 20)
+#define BATCH_COUNT 4u
+#define BATCH_SIZE  (2u << 20)
+/* What takes longer than this may wait for a lock that nobody has: qf_lmdb_kick. */
+#define KICK_MS       1000
 #define ATTEMPTS      7u
 #define ATTEMPTS_MS   1000 /* no further one after that */
 #define REMOVE_MAX    64u
@@ -62,6 +64,8 @@ struct qf_lmdb_writer {
     struct item *head;
     struct item **tail;
     size_t queued_size; /* of the items queued and being written */
+    int64_t
+        progress_ms; /* when a batch was done, or the queue empty, or it was kicked */
     struct qf_hash128 remove[REMOVE_MAX];
     unsigned remove_count;
     bool stopping;
@@ -431,6 +435,7 @@ static void finish_items(struct qf_lmdb_writer *w, struct item **items, unsigned
     }
     pthread_mutex_lock(&w->lock);
     w->queued_size -= size;
+    w->progress_ms = qf_clock_ms();
     pthread_mutex_unlock(&w->lock);
     qf_lmdb_trim_map(w->store, size);
 }
@@ -540,8 +545,14 @@ void qf_lmdb_writer_stop(qf_lmdb_store *store)
     w->stopping = true;
     pthread_cond_signal(&w->wake);
     pthread_mutex_unlock(&w->lock);
-    if (running)
-        pthread_join(w->thread, NULL);
+    for (int rc = running ? ETIMEDOUT : 0; rc == ETIMEDOUT;) {
+        struct timespec at;
+        clock_gettime(CLOCK_REALTIME, &at);
+        at.tv_sec += KICK_MS / 1000;
+        rc = pthread_timedjoin_np(w->thread, NULL, &at);
+        if (rc == ETIMEDOUT)
+            qf_lmdb_kick(store);
+    }
     pthread_cond_destroy(&w->wake);
     pthread_mutex_destroy(&w->lock);
     qf_lmdb_room_fini(&w->room);
@@ -555,8 +566,12 @@ void qf_lmdb_writer_stop(qf_lmdb_store *store)
 static bool enqueue(struct qf_lmdb_writer *w, struct item *item)
 {
     size_t cost = item->marker ? 0 : item->size + ITEM_COST;
+    int64_t now_ms = qf_clock_ms();
     pthread_mutex_lock(&w->lock);
     assert(!w->stopping);
+    bool late = w->queued_size != 0 && now_ms - w->progress_ms > KICK_MS;
+    if (late || w->queued_size == 0)
+        w->progress_ms = now_ms;
     bool fits = w->queued_size + cost <= QF_CACHE_QUEUE_SIZE_MAX;
     if (fits) {
         w->queued_size += cost;
@@ -565,6 +580,8 @@ static bool enqueue(struct qf_lmdb_writer *w, struct item *item)
         pthread_cond_signal(&w->wake);
     }
     pthread_mutex_unlock(&w->lock);
+    if (late)
+        qf_lmdb_kick(w->store);
     return fits;
 }
 
@@ -605,19 +622,33 @@ static void flush_reached(void *arg, bool lasting)
     pthread_mutex_unlock(&flush->lock);
 }
 
+static struct timespec kick_time(void)
+{
+    int64_t ms = qf_clock_ms() + KICK_MS;
+    return (struct timespec){.tv_sec = (time_t)(ms / 1000),
+                             .tv_nsec = (long)(ms % 1000) * 1000000};
+}
+
 static void wait_for_marker(qf_lmdb_store *store, struct item *marker)
 {
     struct flush flush = {.is_reached = false};
+    pthread_condattr_t attr;
     marker->marker = true;
     marker->done = flush_reached;
     marker->arg = &flush;
     pthread_mutex_init(&flush.lock, NULL);
-    pthread_cond_init(&flush.reached, NULL);
+    pthread_condattr_init(&attr);
+    pthread_condattr_setclock(&attr, CLOCK_MONOTONIC);
+    pthread_cond_init(&flush.reached, &attr);
+    pthread_condattr_destroy(&attr);
     bool queued = enqueue(store->writer, marker);
     assert(queued);
     pthread_mutex_lock(&flush.lock);
-    while (!flush.is_reached)
-        pthread_cond_wait(&flush.reached, &flush.lock);
+    while (!flush.is_reached) {
+        struct timespec at = kick_time();
+        if (pthread_cond_timedwait(&flush.reached, &flush.lock, &at) == ETIMEDOUT)
+            qf_lmdb_kick(store);
+    }
     pthread_mutex_unlock(&flush.lock);
     pthread_cond_destroy(&flush.reached);
     pthread_mutex_destroy(&flush.lock);

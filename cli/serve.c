@@ -121,8 +121,9 @@ static void reload(qf_serve *serve)
 {
     struct qf_err err = {""};
     int rc = qf_notify("RELOADING=1\nMONOTONIC_USEC=%" PRId64, 1000 * qf_clock_ms());
-    if (rc == 0)
-        rc = qf_stack_reload(serve->stack, &err);
+    if (rc != 0)
+        qf_log(QF_LOG_WARN, "telling the service manager: %s", strerror(-rc));
+    rc = qf_stack_reload(serve->stack, &err);
     if (rc == 0)
         qf_log(QF_LOG_INFO, "SIGHUP: policy and limits are read again");
     else
@@ -158,7 +159,9 @@ static void told_to_end(qf_serve *serve)
 static void hand_over(qf_serve *serve)
 {
     const char *mountpoint = qf_daemon_mountpoint(serve->daemon);
-    if (!qf_daemon_hand_over(serve->daemon)) {
+    /* A keeper that has died will not start the next one. */
+    bool heard = qf_notify("STATUS=leaving the mount to the next daemon") == 0;
+    if (!heard || !qf_daemon_hand_over(serve->daemon)) {
         qf_log(QF_LOG_ERROR,
                "SIGUSR2: nobody would start the next daemon of %s (-o "
                "restart=)",

@@ -170,7 +170,11 @@ static int open_file(qf_tree *tree, uint64_t id, const uint64_t *generation,
     rc = qf_tree_resolve(tree, &place, true, &target);
     if (rc != 0)
         goto out;
-    if (generation == NULL)
+    /* The journal counts a node's references low: an id may be in the kernel, with
+     * pages, of which nothing is known here. Looking the name up settles it. */
+    if (generation == NULL && told == 0 && tree->resumed && id != QF_NODE_ROOT)
+        rc = -ESTALE;
+    else if (generation == NULL)
         rc = qf_tree_check_generation(tree, id, told, target.entry.generation);
     else if (target.entry.generation != *generation)
         rc = -ESTALE;

@@ -164,6 +164,46 @@ static void take_message(struct keeper *keeper, const char *text, int fd)
         qf_log(QF_LOG_DEBUG, "keeper: %s", strerror(-rc));
 }
 
+/* 1: the daemon has sent the next message, 0: somebody else, -1: there is none. The
+ * socket's name is no secret, and with no room for descriptors none is taken: closing
+ * somebody's could wait for as long as he likes. */
+static int is_next_the_daemons(const struct keeper *keeper)
+{
+    union {
+        struct cmsghdr head;
+        char space[CMSG_SPACE(sizeof(struct ucred))];
+    } control;
+    char first;
+    struct iovec piece = {&first, 1};
+    struct msghdr message = {.msg_iov = &piece,
+                             .msg_iovlen = 1,
+                             .msg_control = &control,
+                             .msg_controllen = sizeof control.space};
+    struct ucred from = {0};
+    if (recvmsg(keeper->socket_fd, &message, MSG_DONTWAIT | MSG_PEEK) < 0)
+        return -1;
+    const struct cmsghdr *c = CMSG_FIRSTHDR(&message);
+    if (c != NULL && c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS)
+        memcpy(&from, CMSG_DATA(c), sizeof from);
+    return keeper->pid != 0 && from.pid == keeper->pid;
+}
+
+/* The first descriptor of a message, -1: none; the others are closed. */
+static int take_fd(const struct cmsghdr *c)
+{
+    size_t count = (c->cmsg_len - CMSG_LEN(0)) / sizeof(int);
+    int fd = -1;
+    for (size_t i = 0; i < count; i++) {
+        int one;
+        memcpy(&one, CMSG_DATA(c) + i * sizeof one, sizeof one);
+        if (i == 0)
+            fd = one;
+        else
+            close(one);
+    }
+    return fd;
+}
+
 static void receive(struct keeper *keeper)
 {
     char text[QF_NOTIFY_SIZE_MAX + 1];
@@ -172,28 +212,24 @@ static void receive(struct keeper *keeper)
         char space[CMSG_SPACE(sizeof(struct ucred)) + CMSG_SPACE(sizeof(int))];
     } control;
     struct iovec piece = {text, sizeof text - 1};
+    int sender = is_next_the_daemons(keeper);
+    bool daemons = sender == 1;
     struct msghdr message = {.msg_iov = &piece,
                              .msg_iovlen = 1,
-                             .msg_control = &control,
-                             .msg_controllen = sizeof control.space};
+                             .msg_control = daemons ? &control : NULL,
+                             .msg_controllen = daemons ? sizeof control.space : 0};
+    if (sender < 0)
+        return;
     ssize_t n = recvmsg(keeper->socket_fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (n < 0)
+    if (n < 0 || !daemons)
         return;
     text[n] = '\0';
     int fd = -1;
-    struct ucred from = {0};
     for (struct cmsghdr *c = CMSG_FIRSTHDR(&message); c != NULL;
-         c = CMSG_NXTHDR(&message, c)) {
+         c = CMSG_NXTHDR(&message, c))
         if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_RIGHTS)
-            memcpy(&fd, CMSG_DATA(c), sizeof fd);
-        else if (c->cmsg_level == SOL_SOCKET && c->cmsg_type == SCM_CREDENTIALS)
-            memcpy(&from, CMSG_DATA(c), sizeof from);
-    }
-    /* The socket's name is no secret. */
-    if (keeper->pid != 0 && from.pid == keeper->pid)
-        take_message(keeper, text, fd);
-    else if (fd >= 0)
-        close(fd);
+            fd = take_fd(c);
+    take_message(keeper, text, fd);
 }
 
 static int open_socket(struct keeper *keeper)

@@ -196,10 +196,10 @@ void qf_passthrough_start(qf_passthrough *pt,
                           const struct qf_passthrough_device *device)
 {
     pthread_mutex_lock(&pt->lock);
-    if (pt->state == STATE_WAITING || pt->state == STATE_ASKING) {
-        pt->device = *device;
+    pt->device =
+        *device; /* inodes of a daemon before this one may have backing files */
+    if (pt->state == STATE_WAITING || pt->state == STATE_ASKING)
         try_device(pt);
-    }
     pthread_mutex_unlock(&pt->lock);
 }
 

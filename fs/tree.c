@@ -126,15 +126,18 @@ static int find_in_variant(qf_tree *tree, const struct qf_place *place, bool fre
     return rc;
 }
 
-/* A view's contents are new when the source is, or what the plan makes of it. */
+/* A view's contents are new when the source is, or what the plan makes of it, or what
+ * another program makes of the plan (a mount outlives programs). */
 static void set_changed(struct qf_target *out)
 {
     const struct qf_variant_file *file = out->file;
     struct {
         struct qf_hash128 digest, header;
         struct qf_ident source;
+        uint64_t revision;
     } what = {.digest = file->digest};
     if (file->kind == QF_VARIANT_SHARD) {
+        what.revision = QF_CODEC_REVISION;
         what.header = file->source->header->header_hash;
         what.source = out->source;
     }
@@ -386,6 +389,7 @@ static int restore_node(void *arg, uint64_t id, const void *data, size_t size)
 
 int qf_tree_keep(qf_tree *tree, qf_journal *journal, bool restore)
 {
+    tree->resumed = restore;
     int rc =
         restore ? qf_journal_each(journal, QF_JOURNAL_NODE, restore_node, tree) : 0;
     if (rc == 0)

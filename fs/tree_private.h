@@ -30,6 +30,7 @@ struct qf_tree {
     qf_metrics *metrics;
     struct qf_node_table nodes;
     pthread_mutex_t search_lock; /* one search for an unknown id at a time */
+    bool resumed; /* the kernel has ids and pages from a daemon before this one */
 };
 
 /* The files of the control directory. */

@@ -32,7 +32,7 @@ class Files(unittest.TestCase):
     def setUp(self):
         """A /srv with what the examples name."""
         sh("mount", "-t", "tmpfs", "tmpfs", "/srv")
-        self.addCleanup(sh, "umount", "-R", "/srv")
+        self.addCleanup(sh, "umount", "-lR", "/srv")  # a daemon may still be ending
         S.write_llama("/srv/models/model")
         S.write_llama("/srv/nfs/models/model")
 

@@ -125,7 +125,7 @@ class Mount8(qfmount.StoreCase):
         os.chmod(device, 0o666)
         for source, target in ((table, "/etc/fstab"), (device, "/dev/fuse")):
             sh("mount", "--bind", source, target)
-            self.addCleanup(sh, "umount", target)
+            self.addCleanup(sh, "umount", "-l", target)
         nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
         sh(*nobody, "mount", self.mnt)
         _, kind, options = mounts(self.mnt)[0]

@@ -2,15 +2,20 @@
 /* Threads, several processes on one cache, and processes that die in the middle. */
 #include "test_cache_values.h"
 
+#include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
 
 #include "base/log.h"
+#include "cache/lmdb_store.h"
 #include "support/tmpdir.h"
 
 enum { NUMBERS = 400 };
@@ -225,13 +230,63 @@ static void test_replaced_in_use(void **state)
     tmpdir_remove(dir);
 }
 
+/* ---- a lock that nobody has, and one who sleeps for it ---- */
+
+struct sleeper {
+    uint32_t *word;
+    atomic_bool woken;
+};
+
+static void *sleep_on(void *arg)
+{
+    struct sleeper *s = arg;
+    const struct timespec limit = {.tv_sec = 60};
+    long rc = syscall(SYS_futex, s->word, FUTEX_WAIT, *s->word, &limit, NULL, 0);
+    atomic_store(&s->woken, rc == 0);
+    return NULL;
+}
+
+/* Whichever word of lock.mdb it is, and though it is mapped elsewhere. */
+static void test_kick(void **state)
+{
+    (void)state;
+    char *dir = tmpdir_make();
+    char path[4096];
+    qf_store *store = lmdb_open(dir, TEST_LIMIT);
+    path_in(path, sizeof path, dir, "lock.mdb");
+    int fd = open(path, O_RDONLY);
+    assert_true(fd >= 0);
+    char *page = mmap(NULL, 4096, PROT_READ, MAP_SHARED, fd, 0);
+    assert_ptr_not_equal(page, MAP_FAILED);
+    for (size_t off = 0; off < 256; off += 64) {
+        struct sleeper sleeper = {.word = (uint32_t *)(void *)(page + off)};
+        pthread_t thread;
+        assert_int_equal(pthread_create(&thread, NULL, sleep_on, &sleeper), 0);
+        struct timespec at;
+        int rc = ETIMEDOUT;
+        while (rc == ETIMEDOUT) { /* it may not sleep yet */
+            qf_lmdb_kick((qf_lmdb_store *)store);
+            clock_gettime(CLOCK_REALTIME, &at);
+            at.tv_nsec += 20000000;
+            at.tv_sec += at.tv_nsec / 1000000000;
+            at.tv_nsec %= 1000000000;
+            rc = pthread_timedjoin_np(thread, NULL, &at);
+        }
+        assert_int_equal(rc, 0);
+        assert_true(atomic_load(&sleeper.woken));
+    }
+    qf_store_close(store);
+    munmap(page, 4096);
+    close(fd);
+    tmpdir_remove(dir);
+}
+
 int main(void)
 {
     qf_log_set_level(QF_LOG_ERROR);
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_kill),
-        cmocka_unit_test(test_two_processes),
-        cmocka_unit_test(test_replaced_in_use),
+        cmocka_unit_test(test_kill),    cmocka_unit_test(test_two_processes),
+        cmocka_unit_test(test_kick),    cmocka_unit_test(test_replaced_in_use),
         cmocka_unit_test(test_threads),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
