@@ -2,7 +2,8 @@
 /* The target holds, until the export is done, a journal and the drafts of files that
  * are not whole. The journal is a hint and never believed: what it says of a segment is
  * the checksum that the segment must have, and the segment is read to see whether it
- * has. So nothing of it needs to be synced, and torn or lost lines cost time only.
+ * has. So of all lines only those of files are synced, before the file gets its name
+ * (which nobody would take back otherwise); torn or lost ones cost time only.
  *
  *   {"quantfs_export": 1, "view": "nf4", "source": "/store/model"}
  *   segment <identity> <number> <XXH3>
@@ -318,7 +319,9 @@ int qf_export_state_file(struct qf_export *export, const struct qf_export_file *
                    file->identity.low);
     qf_buf_append_json(&line, file->path, strlen(file->path));
     qf_buf_append_str(&line, "\n");
-    return append_line(export, &line);
+    int rc = append_line(export, &line);
+    /* The name may not reach the disk before the line that would take it back. */
+    return rc == 0 && fdatasync(export->journal_fd) != 0 ? -errno : rc;
 }
 
 int qf_export_state_end(struct qf_export *export, struct qf_err *err)

@@ -88,11 +88,16 @@ static void see_companions(const struct qf_verify_dir *dir, const char *name)
     }
 }
 
-/* save_pretrained leaves out what a model makes by itself: no weight is an integer. */
-static bool is_buffer(const struct qf_tensor *src)
+/* save_pretrained leaves out what a model makes by itself: positions, masks. */
+static bool is_buffer(const struct qf_verify_unit *unit)
 {
-    return qf_path_ends_with(src->name, ".inv_freq") ||
-           (!qf_dtype_is_float(src->dtype) && src->dtype != QF_F64);
+    static const enum qf_dtype integers[] = {QF_BOOL, QF_I8,  QF_I16, QF_I32, QF_I64,
+                                             QF_U8,   QF_U16, QF_U32, QF_U64};
+    bool integer = false;
+    for (size_t i = 0; i < sizeof integers / sizeof *integers; i++)
+        integer |= unit->src->dtype == integers[i];
+    return unit->planned != NULL &&
+           (integer || qf_path_ends_with(unit->src->name, ".inv_freq"));
 }
 
 /* Whether the checkpoint's tensor has the bytes of the view's. */
@@ -114,7 +119,18 @@ static int has_same_bytes(struct qf_verify_hand *hand, const struct qf_tensor *t
     return 0;
 }
 
-/* And of tensors that share their memory it saves one. */
+/* Norms and biases are often all ones or zeros: the same bytes say nothing there. */
+static int is_constant(struct qf_verify_hand *hand, const struct qf_tensor *theirs,
+                       size_t width, bool *constant)
+{
+    size_t n = theirs->size < READ_SIZE ? (size_t)theirs->size : READ_SIZE;
+    int rc = qf_verify_read_theirs(hand, theirs->name, hand->theirs, n, 0);
+    const char *bytes = (const char *)hand->theirs;
+    *constant = rc == 0 && memcmp(bytes, bytes + width, n - width) == 0;
+    return rc;
+}
+
+/* And of matrices that share their memory it saves one. */
 static int find_shared(struct qf_verify_hand *hand, bool *found)
 {
     const struct qf_verify_dir *dir = hand->verify->dir;
@@ -124,12 +140,16 @@ static int find_shared(struct qf_verify_hand *hand, bool *found)
     *found = false;
     for (size_t i = 0; i < dir->tensor_count && !*found; i++) {
         const struct qf_tensor *t = dir->tensors[i].tensor;
-        bool same = t->dtype == dtype && t->rank == src->rank && t->size != 0;
+        bool same =
+            t->dtype == dtype && t->rank == src->rank && t->rank >= 2 && t->size != 0;
         for (uint32_t k = 0; same && k < src->rank; k++)
             same = t->shape[k] == src->shape[k];
         if (!same)
             continue;
-        int rc = has_same_bytes(hand, t, found);
+        bool constant;
+        int rc = is_constant(hand, t, qf_dtype_size(dtype), &constant);
+        if (rc == 0 && !constant)
+            rc = has_same_bytes(hand, t, found);
         if (rc != 0)
             return rc;
     }
@@ -141,7 +161,7 @@ static int judge_missing(struct qf_verify_hand *hand)
     const struct qf_verify_unit *unit = hand->unit;
     bool kept = unit->planned == NULL || unit->planned->plan == NULL, shared = false;
     int rc = 0;
-    if (kept && is_buffer(unit->src)) {
+    if (kept && is_buffer(unit)) {
         hand->ties[QF_TIE_BUFFER]++;
         return 0;
     }

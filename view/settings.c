@@ -92,7 +92,8 @@ int qf_setting_set_text(struct qf_view *view, enum qf_setting setting, const cha
 {
     char value[QF_VIEW_NAME_SIZE];
     const struct qf_setting_info *info = &qf_settings[setting];
-    assert(size < sizeof value);
+    if (size >= sizeof value)
+        return qf_err_set(err, -EINVAL, "%s: the value is too long", info->name);
     memcpy(value, text, size);
     value[size] = '\0';
     if (info->kind == QF_SETTING_NUMBER)

@@ -407,6 +407,21 @@ class Manager(RestartCase):
         self.assertEqual(self.take(), {"READY": "1"})
         return daemon
 
+    def test_manager_is_gone(self):
+        """Nobody would start the next daemon: this one stays, and reads its files."""
+        daemon = self.started()
+        self.socket.close()
+        for signo in (signal.SIGUSR2, signal.SIGHUP):
+            daemon.send_signal(signo)
+            time.sleep(0.3)
+            self.assertIsNone(daemon.poll())
+            self.assertEqual(S.read_file(f"{self.mnt}/{SHARD}"), self.want)
+        daemon.terminate()
+        self.assertEqual(daemon.wait(60), 0)
+        said = daemon.stderr.read().decode()
+        self.assertIn("SIGUSR2: nobody would start the next daemon", said)
+        self.assertIn("SIGHUP: policy and limits are read again", said)
+
     def test_life(self):
         daemon = self.started()
         self.assertEqual(set(self.fds), {"quantfs-fuse", "quantfs-journal"})
@@ -418,6 +433,8 @@ class Manager(RestartCase):
             for signo, code in ((signal.SIGKILL, -9), (signal.SIGUSR2, 75)):
                 daemon.send_signal(signo)
                 self.assertEqual(daemon.wait(60), code)
+                if signo == signal.SIGUSR2:
+                    self.assertIn("STATUS", self.take())
                 daemon = self.started()
                 drop(f.fileno())
                 got += f.read(100000)

@@ -65,13 +65,14 @@ class Verify(qfmount.StoreCase):
             data[begin:begin + len(value)] = value
         S.write(f"{self.out}/model.safetensors", bytes(data))
 
-    def rewrite(self, edit):
+    def rewrite(self, edit, path=None):
         """Lets `edit` change {name: (dtype, shape, bytes)} and writes the file anew."""
-        data, header = self.shard()
+        path = path or f"{self.out}/model.safetensors"
+        raw = S.read_file(path)
+        data, header = bytearray(raw), S.read_header(raw)[0]
         tensors = {n: (d, s, bytes(data[b:e])) for n, (d, s, b, e) in header.items()}
         edit(tensors)
-        S.write_shard(f"{self.out}/model.safetensors",
-                      [(n, d, s, b) for n, (d, s, b) in sorted(
+        S.write_shard(path, [(n, d, s, b) for n, (d, s, b) in sorted(
                           tensors.items(), key=lambda t: -S.SIZE[t[1][0]])])
 
     def bytes_of(self, tensor):
@@ -147,6 +148,32 @@ class Equal(Verify):
                 if view != "int8" or "blocksize" not in text:
                     self.expect_equal()
                 os.rename(f"{self.dir}/away", f"{self.model}/quantfs.json")
+
+    def test_missing_among_equals(self):
+        """Another norm of the same ones is no reason for one to be left out."""
+        S.write_llama(self.model, layers=2)
+        norms = [f"model.layers.{i}.input_layernorm.weight" for i in range(2)]
+
+        def ones(tensors):
+            for name in norms:
+                dtype, shape, data = tensors[name]
+                tensors[name] = dtype, shape, b"\x80\x3f" * (len(data) // 2)
+        self.rewrite(ones, f"{self.model}/model.safetensors")
+        self.export("nf4")
+        self.expect_equal()
+        self.rewrite(lambda tensors: tensors.pop(norms[0]))
+        got = self.verify(code=3)
+        self.assertEqual(self.problems(got), {"missing": 1})
+        self.assertEqual([d["tensor"] for d in got["differences"]], [norms[0]])
+
+    def test_long_words(self):
+        """What a checkpoint says of itself may be anything."""
+        S.write_llama(self.model)
+        self.export("int8")
+        config = json.loads(S.read_file(f"{self.out}/config.json"))
+        config["dtype"] = config["torch_dtype"] = "x" * 300
+        S.write_json(f"{self.out}/config.json", config)
+        self.expect_equal()
 
     def test_prefix(self):
         """Saved by a class that holds the model, or by the one inside."""
