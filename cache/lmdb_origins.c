@@ -14,6 +14,9 @@
 
 #define FLAG_PINNED UINT64_C(1)
 #define HEAD_SIZE   sizeof(uint64_t) /* flags, before the texts */
+/* Views with settings are named by whoever looks at a mount. What comes from more
+ * places than this, in one process, is listed as from none. */
+#define NAMES_MAX 16384u
 
 struct name {
     struct name *next;
@@ -25,6 +28,7 @@ struct name {
 struct qf_lmdb_names {
     pthread_mutex_t lock;
     struct name *head;
+    size_t count;
 };
 
 struct qf_lmdb_names *qf_lmdb_names_new(void)
@@ -82,10 +86,13 @@ uint64_t qf_lmdb_origin(qf_store *base, const char *view, const char *store_path
     }
     uint64_t id = name->id = id_of(name->text, size);
     pthread_mutex_lock(&names->lock);
-    if (find(names, id) == NULL) {
+    if (find(names, id) == NULL && names->count < NAMES_MAX) {
         name->next = names->head;
         names->head = name;
+        names->count++;
         name = NULL;
+    } else if (find(names, id) == NULL) {
+        id = 0;
     }
     pthread_mutex_unlock(&names->lock);
     free(name);

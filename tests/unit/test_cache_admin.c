@@ -138,6 +138,25 @@ static void check_list(qf_store *store, uint64_t a, uint64_t b, uint64_t hits)
     qf_admin_list_fini(&list);
 }
 
+/* Names of views are anybody's: memory for them is bounded, those known stay known. */
+static void test_too_many_origins(void **state)
+{
+    (void)state;
+    char *dir = tmpdir_make();
+    qf_store *store = lmdb_open(dir, TEST_LIMIT);
+    uint64_t first = qf_store_origin(store, "nf4", "/models", "0");
+    uint64_t last = first;
+    char model[32];
+    for (unsigned i = 1; last != 0 && i < 100000; i++) {
+        snprintf(model, sizeof model, "%u", i);
+        last = qf_store_origin(store, "nf4", "/models", model);
+    }
+    assert_int_equal(last, 0);
+    assert_int_equal(qf_store_origin(store, "nf4", "/models", "0"), first);
+    qf_store_close(store);
+    tmpdir_remove(dir);
+}
+
 static void test_list(void **state)
 {
     (void)state;
@@ -481,9 +500,13 @@ static void test_existing(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_ids),      cmocka_unit_test(test_list),
-        cmocka_unit_test(test_remove),   cmocka_unit_test(test_pin_is_kept),
-        cmocka_unit_test(test_verify),   cmocka_unit_test(test_beside_a_daemon),
+        cmocka_unit_test(test_ids),
+        cmocka_unit_test(test_list),
+        cmocka_unit_test(test_too_many_origins),
+        cmocka_unit_test(test_remove),
+        cmocka_unit_test(test_pin_is_kept),
+        cmocka_unit_test(test_verify),
+        cmocka_unit_test(test_beside_a_daemon),
         cmocka_unit_test(test_existing),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
