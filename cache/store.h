@@ -97,8 +97,8 @@ static inline void qf_store_release(qf_store *store, struct qf_store_value *valu
 /* Where values come from, for people who look at the cache (cache/admin.h); no bytes
  * depend on it. Returns the id to put with: the same for the same names in every
  * process, 0 when nothing is remembered (also for names of more than
- * QF_STORE_ORIGIN_SIZE_MAX bytes together, and past many thousands of places). model_path is relative to store_path, ""
- * the store itself. */
+ * QF_STORE_ORIGIN_SIZE_MAX bytes together, and past many thousands of places).
+ * model_path is relative to store_path, "" the store itself. */
 static inline uint64_t qf_store_origin(qf_store *store, const char *view,
                                        const char *store_path, const char *model_path)
 {
