@@ -31,10 +31,12 @@ struct qf_daemon {
     struct fuse_session *session;
     char *mountpoint; /* absolute */
     unsigned read_ahead_kb;
-    bool mounted;     /* and it is for us to unmount */
-    bool kept;        /* a service manager or a keeper has it, too */
-    bool resumed;     /* from a daemon before this one */
-    pthread_t thread; /* that serves */
+    bool one_fd; /* no clones of it: requests that they have read cannot be resent */
+    /* Written by the thread of signals, too. */
+    atomic_bool mounted; /* and it is for us to unmount */
+    atomic_bool kept;    /* a service manager or a keeper has it, too */
+    bool resumed;        /* from a daemon before this one */
+    pthread_t thread;    /* that serves */
     atomic_bool serving;
 };
 
@@ -208,7 +210,7 @@ static int keep(qf_daemon *daemon, struct qf_err *err)
     int rc = qf_journal_new(&daemon->context.journal);
     if (rc == 0)
         rc = qf_tree_keep(daemon->context.tree, daemon->context.journal, false);
-    daemon->kept = true;
+    daemon->kept = daemon->one_fd = true;
     if (rc == 0)
         rc = qf_notify_store(QF_NOTIFY_JOURNAL, qf_journal_fd(daemon->context.journal));
     if (rc == 0)
@@ -233,7 +235,7 @@ static int adopt(qf_daemon *daemon, int fd, struct qf_err *err)
 
 static int resume(qf_daemon *daemon, struct qf_passed *passed, struct qf_err *err)
 {
-    daemon->kept = daemon->mounted = daemon->resumed = true;
+    daemon->kept = daemon->mounted = daemon->resumed = daemon->one_fd = true;
     int rc = adopt(daemon, passed->fuse_fd, err);
     if (rc != 0)
         return rc;
@@ -366,7 +368,7 @@ int qf_daemon_serve(qf_daemon *daemon)
     if (threads < SERVE_THREADS_MIN)
         threads = SERVE_THREADS_MIN;
     /* What was read by a clone and not answered is lost with the clone. */
-    fuse_loop_cfg_set_clone_fd(config, daemon->kept ? 0 : 1);
+    fuse_loop_cfg_set_clone_fd(config, daemon->one_fd ? 0 : 1);
     fuse_loop_cfg_set_max_threads(config, threads);
     fuse_loop_cfg_set_idle_threads(config, threads);
     int rc = fuse_session_loop_mt(daemon->session, config);

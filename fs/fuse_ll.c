@@ -328,6 +328,7 @@ static void read_dir(fuse_req_t req, fuse_ino_t ino, size_t size, off_t off,
             break;
         used += n;
     }
+    qf_dir_read_done(dir);
     fuse_reply_buf(req, reply, used);
     free(reply);
 }

@@ -5,6 +5,7 @@
  * shown. */
 #include <assert.h>
 #include <dirent.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -102,6 +103,7 @@ struct qf_dir {
     size_t count;
     size_t capacity;
     struct dir_entry *entries;
+    atomic_uint readings; /* over */
 };
 
 static int add_entry(qf_dir *dir, const char *name, uint64_t id, unsigned type)
@@ -216,10 +218,16 @@ uint64_t qf_dir_generation(const qf_dir *dir)
     return hash;
 }
 
+void qf_dir_read_done(qf_dir *dir)
+{
+    atomic_fetch_add(&dir->readings, 1);
+}
+
 void qf_dir_close(qf_dir *dir)
 {
     if (dir == NULL)
         return;
+    (void)atomic_load(&dir->readings);
     qf_tree_remove_handle(dir->tree, &dir->handle);
     for (size_t i = 0; i < dir->count; i++)
         free(dir->entries[i].name);

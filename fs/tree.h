@@ -75,6 +75,9 @@ int qf_tree_getattr(qf_tree *tree, uint64_t id, struct qf_entry *out) QF_MUST_CH
 /* A listing as it was when it was opened: "." and ".." first. */
 int qf_tree_opendir(qf_tree *tree, uint64_t id, qf_dir **out) QF_MUST_CHECK;
 size_t qf_dir_count(const qf_dir *dir);
+/* A reading is over. The kernel closes a directory after the answer to the last one;
+ * this puts the same order into memory. */
+void qf_dir_read_done(qf_dir *dir);
 /* The name of entry `index`, its id, and its type (DT_DIR or DT_REG). Borrowed. */
 const char *qf_dir_entry(const qf_dir *dir, size_t index, uint64_t *id, unsigned *type);
 /* Another one when names, types or their order are others. */
