@@ -101,6 +101,10 @@ class End(Signals):
 
     def test_stuck(self):
         """A request that cannot be answered is left behind, and that is said."""
+        # A search for leaks would wait for the thread that hangs.
+        before = os.environ.get("ASAN_OPTIONS", "")
+        os.environ["ASAN_OPTIONS"] = before + ":detect_leaks=0"
+        self.addCleanup(os.environ.__setitem__, "ASAN_OPTIONS", before)
         def read(path):
             with contextlib.suppress(OSError):
                 S.read_file(path)
