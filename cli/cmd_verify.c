@@ -5,6 +5,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include "base/clock.h"
 #include "base/log.h"
@@ -16,6 +17,12 @@
 #define CLI_DIFFERENT 3
 #define DEPTH_MAX     64
 
+struct paths {
+    size_t count;
+    char **all; /* owned */
+    uint64_t bytes;
+};
+
 struct command {
     struct qf_mount_options options;
     struct qf_view views[QF_VIEWS_MAX];
@@ -23,9 +30,7 @@ struct command {
     const char *against;
     bool json, quiet;
     char dir[PATH_MAX], source[PATH_MAX]; /* absolute, without links */
-    size_t path_count;
-    char **paths; /* below dir, of directories with weights; owned */
-    uint64_t bytes;
+    struct paths paths, source_paths;     /* of directories with weights, below them */
     struct qf_verify verify;
 };
 
@@ -79,24 +84,32 @@ static int parse(struct command *c, const struct qf_cli_command *self, int argc,
 
 /* ---- what there is ---- */
 
-static int add_path(struct command *c, const char *path)
+static int add_path(struct paths *paths, const char *path)
 {
-    char **more = realloc(c->paths, (c->path_count + 1) * sizeof *more);
+    char **more = realloc(paths->all, (paths->count + 1) * sizeof *more);
     if (more == NULL)
         return -ENOMEM;
-    c->paths = more;
-    more[c->path_count] = strdup(path);
-    return more[c->path_count++] != NULL ? 0 : -ENOMEM;
+    paths->all = more;
+    more[paths->count] = strdup(path);
+    return more[paths->count++] != NULL ? 0 : -ENOMEM;
 }
 
-/* Directories with weights, at and below `path` of the checkpoint. */
-static int walk(struct command *c, const char *path, unsigned depth, struct qf_err *err)
+static void paths_fini(struct paths *paths)
+{
+    for (size_t i = 0; i < paths->count; i++)
+        free(paths->all[i]);
+    free(paths->all);
+}
+
+/* Directories with weights, at and below `path` of `top`. */
+static int walk(struct paths *paths, const char *top, const char *path, unsigned depth,
+                struct qf_err *err)
 {
     char whole[PATH_MAX];
     struct dirent **names;
     bool weights = false;
-    int n = snprintf(whole, sizeof whole, "%s%s%s", c->dir, path[0] != '\0' ? "/" : "",
-                     path);
+    int n =
+        snprintf(whole, sizeof whole, "%s%s%s", top, path[0] != '\0' ? "/" : "", path);
     int count = n > 0 && n < PATH_MAX && depth < DEPTH_MAX
                     ? scandir(whole, &names, NULL, alphasort)
                     : -1;
@@ -111,10 +124,10 @@ static int walk(struct command *c, const char *path, unsigned depth, struct qf_e
             rc = -ENOMEM;
         else if (rc == 0 && name[0] != '.' && stat(full, &st) == 0) {
             if (S_ISDIR(st.st_mode)) {
-                rc = walk(c, below, depth + 1, err);
+                rc = walk(paths, top, below, depth + 1, err);
             } else if (qf_path_ends_with(name, ".safetensors")) {
                 weights = true;
-                c->bytes += (uint64_t)st.st_size;
+                paths->bytes += (uint64_t)st.st_size;
             }
         }
         free(below);
@@ -122,7 +135,7 @@ static int walk(struct command *c, const char *path, unsigned depth, struct qf_e
         free(names[i]);
     }
     free(names);
-    return rc == 0 && weights ? add_path(c, path) : rc;
+    return rc == 0 && weights ? add_path(paths, path) : rc;
 }
 
 static int open_paths(struct command *c, const char *dir, struct qf_err *err)
@@ -133,11 +146,11 @@ static int open_paths(struct command *c, const char *dir, struct qf_err *err)
     if (realpath(c->against, c->source) == NULL)
         return qf_err_set(err, -errno, "%s: %s", c->against, strerror(errno));
     qf_mounted_source(c->source);
-    int rc = walk(c, "", 0, err);
-    if (rc == 0 && c->path_count == 0)
+    int rc = walk(&c->paths, c->dir, "", 0, err);
+    if (rc == 0 && c->paths.count == 0)
         rc = qf_err_set(err, -ENOENT, "%s: no .safetensors file is in it or below it",
                         dir);
-    return rc;
+    return rc == 0 ? walk(&c->source_paths, c->source, "", 0, err) : rc;
 }
 
 /* ---- comparing ---- */
@@ -176,17 +189,44 @@ static int compare_dir(struct command *c, const char *path, struct qf_err *err)
     return rc;
 }
 
+/* Without a component a pipeline is not whole. Of other directories of the source
+ * (another model, a head that another library adds) the checkpoint need not have any;
+ * that they were not looked at is said. */
+static void tell_absent(struct command *c)
+{
+    char index[PATH_MAX + 32];
+    snprintf(index, sizeof index, "%s/model_index.json", c->source);
+    bool pipeline = access(index, F_OK) == 0;
+    for (size_t i = 0; i < c->source_paths.count; i++) {
+        const char *path = c->source_paths.all[i];
+        size_t k = 0;
+        while (k < c->paths.count && strcmp(c->paths.all[k], path) != 0)
+            k++;
+        if (k < c->paths.count)
+            continue;
+        const char *name = path[0] != '\0' ? path : ".";
+        if (pipeline)
+            qf_verify_note(&c->verify, QF_VERIFY_MISSING, name, UINT64_MAX, "", "");
+        else
+            fprintf(stderr,
+                    "quantfs verify: not compared, it is in the source only: %s\n",
+                    name);
+    }
+}
+
 static int work(struct command *c, const char *name, struct qf_err *err)
 {
     int rc = open_paths(c, name, err);
     if (rc != 0)
         return rc;
     qf_progress_start(&c->verify.progress, c->quiet ? NULL : stderr, "verifying",
-                      c->bytes);
-    for (size_t i = 0; i < c->path_count && rc == 0; i++)
-        rc = compare_dir(c, c->paths[i], err);
+                      c->paths.bytes);
+    for (size_t i = 0; i < c->paths.count && rc == 0; i++)
+        rc = compare_dir(c, c->paths.all[i], err);
     qf_progress_end(&c->verify.progress,
-                    rc == 0 ? c->bytes : atomic_load(&c->verify.bytes));
+                    rc == 0 ? c->paths.bytes : atomic_load(&c->verify.bytes));
+    if (rc == 0)
+        tell_absent(c);
     return rc;
 }
 
@@ -233,9 +273,8 @@ static int run(const struct qf_cli_command *self, int argc, char **argv)
                 err.text[0] != '\0' ? err.text : strerror(-rc));
     else
         report(&c, line.operands[0], (double)(qf_clock_ms() - start_ms) / 1000);
-    for (size_t i = 0; i < c.path_count; i++)
-        free(c.paths[i]);
-    free(c.paths);
+    paths_fini(&c.paths);
+    paths_fini(&c.source_paths);
     for (size_t i = 0; i < c.verify.told_count; i++)
         free(c.verify.told[i].tensor);
     pthread_mutex_destroy(&c.verify.lock);

@@ -39,6 +39,7 @@ struct qf_export_source {
     bool shard;
     struct qf_hash128 key; /* decides its bytes */
     bool taken;            /* goes into other files: is not written by itself */
+    bool whole;            /* not to be cut */
 };
 
 /* Bytes of a new file: of a source, or of `text`. */

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Only weight sets that the view changes are split anew: what loads them takes shards.
  * Other safetensors files (adapters, a sentence-transformers head) may be read by code
- * that knows one name only. */
+ * that knows one name only; so is a set whose name stands in config.json. */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -247,6 +247,28 @@ static int add_index(struct set *set, const struct qf_reshard *plan)
     return qf_export_add_piece(file, &all);
 }
 
+/* Whether config.json beside it says the set's name (transformers_weights), which would
+ * not be there any more. */
+static int is_named(struct set *set, const char *path, bool *named)
+{
+    const char *name = qf_path_name(path);
+    char *dir = strndup(path, name > path ? (size_t)(name - path) - 1 : 0);
+    char *text = NULL;
+    size_t config = 0;
+    *named = false;
+    int rc = dir != NULL ? find_member(set, dir, "config.json", &config) : -ENOMEM;
+    uint64_t size = rc == 0 ? set->export->sources[config].size : 0;
+    if (rc == 0 && size <= QF_CONFIG_SIZE_MAX)
+        rc = read_start(set->export, config, (size_t)size, &text);
+    qf_json *json = text != NULL && rc == 0 ? qf_json_parse(text, size, NULL) : NULL;
+    const char *says = qf_json_string(qf_json_get(json, "transformers_weights"));
+    *named = says != NULL && strcmp(says, name) == 0;
+    qf_json_free(json);
+    free(text);
+    free(dir);
+    return rc == -ENOENT ? 0 : rc;
+}
+
 static int split_set(struct set *set)
 {
     struct qf_reshard *plan = NULL;
@@ -276,8 +298,13 @@ static int try_set(struct qf_export *export, size_t index, bool single,
                    struct qf_err *err)
 {
     struct set set = {.export = export, .index = single ? SIZE_MAX : index, .err = err};
+    bool named = false;
     int rc = single ? open_single(&set, index) : open_index(&set, index);
     if (rc == 0)
+        rc = is_named(&set, export->sources[index].path, &named);
+    for (size_t i = 0; named && i < set.count; i++)
+        export->sources[set.members[i]].whole = true;
+    if (rc == 0 && !named)
         rc = split_set(&set);
     else if (rc == -ENODATA)
         rc = 0;
@@ -295,7 +322,7 @@ int qf_export_reshard(struct qf_export *export, struct qf_err *err)
             rc = try_set(export, i, false, err);
     for (size_t i = 0; i < export->source_count && rc == 0; i++) {
         const struct qf_export_source *source = &export->sources[i];
-        if (source->shard && !source->taken &&
+        if (source->shard && !source->taken && !source->whole &&
             qf_path_ends_with(source->path, SHARD_END))
             rc = try_set(export, i, true, err);
     }

@@ -511,6 +511,31 @@ static void add_units(struct qf_verify *verify, const char *name,
     verify->unit_count += header->tensor_count;
 }
 
+static bool has_shard(const struct qf_verify_dir *dir, const char *name)
+{
+    for (size_t i = 0; i < dir->shard_count; i++)
+        if (strcmp(dir->shards[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+/* Files of the source that the checkpoint has not. */
+static int note_absent(struct qf_verify *verify, const struct qf_verify_dir *dir,
+                       struct qf_err *err)
+{
+    int fd = qf_root_opendir(dir->root, dir->source);
+    DIR *list = fd >= 0 ? fdopendir(fd) : NULL;
+    const struct dirent *d;
+    if (list == NULL)
+        return qf_err_set(err, fd < 0 ? fd : -errno, "/%s: %s", dir->source,
+                          strerror(fd < 0 ? -fd : errno));
+    while ((d = readdir(list)) != NULL)
+        if (qf_path_ends_with(d->d_name, ".safetensors") && !has_shard(dir, d->d_name))
+            qf_verify_note(verify, QF_VERIFY_MISSING, d->d_name, UINT64_MAX, "", "");
+    closedir(list);
+    return 0;
+}
+
 /* No model: files of the same names, as they are. */
 static int list_plain(struct qf_verify *verify, struct qf_verify_dir *dir,
                       struct qf_err *err)
@@ -529,7 +554,7 @@ static int list_plain(struct qf_verify *verify, struct qf_verify_dir *dir,
     int rc = alloc_units(verify, count, err);
     for (size_t i = 0; rc == 0 && i < dir->shard_count; i++)
         add_units(verify, dir->shards[i].name, dir->plain[i].header, NULL);
-    return rc;
+    return rc == 0 ? note_absent(verify, dir, err) : rc;
 }
 
 static int list_units(struct qf_verify *verify, struct qf_verify_dir *dir,

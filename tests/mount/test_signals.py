@@ -101,10 +101,13 @@ class End(Signals):
 
     def test_stuck(self):
         """A request that cannot be answered is left behind, and that is said."""
-        # A search for leaks would wait for the thread that hangs.
-        before = os.environ.get("ASAN_OPTIONS", "")
-        os.environ["ASAN_OPTIONS"] = before + ":detect_leaks=0"
-        self.addCleanup(os.environ.__setitem__, "ASAN_OPTIONS", before)
+        # ASan's search for leaks would wait for the thread that hangs, and to TSan
+        # that thread is one.
+        for name, option in (("ASAN_OPTIONS", ":detect_leaks=0"),
+                             ("TSAN_OPTIONS", ":report_thread_leaks=0")):
+            before = os.environ.get(name, "")
+            os.environ[name] = before + option
+            self.addCleanup(os.environ.__setitem__, name, before)
         def read(path):
             with contextlib.suppress(OSError):
                 S.read_file(path)
