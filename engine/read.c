@@ -170,12 +170,13 @@ static int append_chunks(struct qf_read *read, const struct qf_span *span, uint6
 }
 
 /* Parts that the plan alone makes are small: quant_map, format tag, quant_state. Only
- * the SCB of rows without elements has any size, and it is zeros. */
+ * the SCB of rows without elements and zero points have any size, and are zeros. */
 static int append_plan_part(struct qf_read *read, const struct qf_span *span,
                             uint64_t off, size_t size)
 {
     const struct qf_plan *plan = read->file->layout->tensors[span->tensor].plan;
-    if (plan->parts[span->part].role == QF_PART_SCB) {
+    enum qf_part_role role = plan->parts[span->part].role;
+    if (role == QF_PART_SCB || role == QF_PART_ZERO_POINT) {
         memset(append_space(read, size), 0, size);
         return 0;
     }

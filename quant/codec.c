@@ -25,23 +25,42 @@
 /* Elements of a tensor: sizes of parts, in bytes, stay far from 2^64. */
 #define ELEMS_MAX (UINT64_C(1) << 58)
 
-static const char *const codec_names[QF_CODEC_COUNT] = {
-    [QF_CODEC_NF4] = "nf4",
-    [QF_CODEC_FP4] = "fp4",
-    [QF_CODEC_DQ] = "dq",
-    [QF_CODEC_INT8] = "int8",
+static const struct qf_codec_info infos[QF_CODEC_COUNT] = {
+    [QF_CODEC_NF4] = {"nf4", QF_FAMILY_BNB_4BIT, QF_SCALED_NONE, 0},
+    [QF_CODEC_FP4] = {"fp4", QF_FAMILY_BNB_4BIT, QF_SCALED_NONE, 0},
+    [QF_CODEC_DQ] = {"dq", QF_FAMILY_BNB_4BIT, QF_SCALED_NONE, 0},
+    [QF_CODEC_INT8] = {"int8", QF_FAMILY_BNB_INT8, QF_SCALED_NONE, 0},
+    [QF_CODEC_AO_INT8WO] = {"ao-int8wo", QF_FAMILY_TORCHAO, QF_SCALED_I8_MUL, 0},
+    [QF_CODEC_AO_INT8DQ] = {"ao-int8dq", QF_FAMILY_TORCHAO, QF_SCALED_I8_MUL, 0},
+    [QF_CODEC_AO_FLOAT8WO] = {"ao-float8wo", QF_FAMILY_TORCHAO, QF_SCALED_F8_E4M3, 0},
+    [QF_CODEC_AO_FLOAT8WO_E5M2] = {"ao-float8wo-e5m2", QF_FAMILY_TORCHAO,
+                                   QF_SCALED_F8_E5M2, 0},
+    [QF_CODEC_AO_FLOAT8DQ_ROW] = {"ao-float8dq-row", QF_FAMILY_TORCHAO,
+                                  QF_SCALED_F8_E4M3, 0},
+    [QF_CODEC_FP8] = {"fp8", QF_FAMILY_FP8, QF_SCALED_F8_E4M3_BLOCK, QF_FP8_BLOCK},
+    [QF_CODEC_CT_FP8] = {"ct-fp8", QF_FAMILY_COMPRESSED_TENSORS, QF_SCALED_F8_E4M3, 0},
+    [QF_CODEC_CT_W8A8] = {"ct-w8a8", QF_FAMILY_COMPRESSED_TENSORS, QF_SCALED_I8_DIV, 0},
+    [QF_CODEC_CT_W8A16] = {"ct-w8a16", QF_FAMILY_COMPRESSED_TENSORS,
+                           QF_SCALED_I8_PACKED, 128},
+    [QF_CODEC_CT_W4A16] = {"ct-w4a16", QF_FAMILY_COMPRESSED_TENSORS,
+                           QF_SCALED_I4_PACKED, 128},
 };
+
+const struct qf_codec_info *qf_codec_info(enum qf_codec codec)
+{
+    assert(codec < QF_CODEC_COUNT);
+    return &infos[codec];
+}
 
 const char *qf_codec_name(enum qf_codec codec)
 {
-    assert(codec < QF_CODEC_COUNT);
-    return codec_names[codec];
+    return qf_codec_info(codec)->name;
 }
 
 bool qf_codec_from_name(const char *name, enum qf_codec *out)
 {
     for (int i = 0; i < QF_CODEC_COUNT; i++) {
-        if (strcmp(codec_names[i], name) == 0) {
+        if (strcmp(infos[i].name, name) == 0) {
             *out = (enum qf_codec)i;
             return true;
         }
@@ -56,6 +75,7 @@ struct qf_codec_spec qf_codec_default(enum qf_codec codec, enum qf_dtype dtype)
         .blocksize = QF_BLOCKSIZE_DEFAULT,
         .dtype = dtype,
         .storage = QF_U8,
+        .group = qf_codec_info(codec)->group,
     };
 }
 
@@ -169,9 +189,130 @@ static void plan_int8(struct qf_plan *plan)
     tag->own_group = true;
 }
 
+/* ---- scaled codecs ---- */
+
+/* A part of rank 2 that chunks make: `rows` x `cols` elements. */
+static struct qf_part *add_matrix(struct qf_plan *plan, enum qf_part_role role,
+                                  const char *suffix, enum qf_dtype dtype,
+                                  uint64_t rows, uint64_t cols)
+{
+    struct qf_part *part = add_part(plan, role, QF_STAGE_CHUNK, suffix, dtype);
+    part->strip = sizeof "weight" - 1;
+    part->rank = 2;
+    part->shape[0] = rows;
+    part->shape[1] = cols;
+    part->size = rows * cols * qf_dtype_size(dtype);
+    return part;
+}
+
+/* Stored codes of one row, in bytes. */
+static uint64_t code_row_size(const struct qf_plan *plan, enum qf_scaled scaled)
+{
+    return scaled == QF_SCALED_I4_PACKED ? plan->cols / 2 : plan->cols;
+}
+
+static void add_codes(struct qf_plan *plan, const struct qf_codec_info *info)
+{
+    switch (info->scaled) {
+    case QF_SCALED_I8_MUL:
+        add_matrix(plan, QF_PART_CODES, "_weight_qdata", QF_I8, plan->rows, plan->cols);
+        return;
+    case QF_SCALED_I8_DIV:
+        add_matrix(plan, QF_PART_CODES, "weight", QF_I8, plan->rows, plan->cols);
+        return;
+    case QF_SCALED_I8_PACKED:
+    case QF_SCALED_I4_PACKED:
+        add_matrix(plan, QF_PART_CODES, "weight_packed", QF_I32, plan->rows,
+                   code_row_size(plan, info->scaled) / sizeof(int32_t));
+        return;
+    case QF_SCALED_F8_E4M3:
+    case QF_SCALED_F8_E5M2:
+    case QF_SCALED_F8_E4M3_BLOCK:
+        add_matrix(plan, QF_PART_CODES,
+                   info->family == QF_FAMILY_TORCHAO ? "_weight_qdata" : "weight",
+                   info->scaled == QF_SCALED_F8_E5M2 ? QF_F8_E5M2 : QF_F8_E4M3,
+                   plan->rows, plan->cols);
+        return;
+    case QF_SCALED_NONE:
+        assert(false);
+    }
+}
+
+/* Scales lie with their rows, so a chunk is whole rows (fp8: whole rows of blocks). */
+static void add_scales(struct qf_plan *plan, const struct qf_codec_info *info,
+                       uint64_t groups)
+{
+    switch (info->family) {
+    case QF_FAMILY_TORCHAO:
+        add_matrix(plan, QF_PART_SCALE, "_weight_scale", QF_F32, plan->rows, groups);
+        if (info->scaled == QF_SCALED_I8_MUL)
+            add_matrix(plan, QF_PART_ZERO_POINT, "_weight_zero_point", QF_I8,
+                       plan->rows, groups)
+                ->stage = QF_STAGE_PLAN;
+        return;
+    case QF_FAMILY_FP8:
+        add_matrix(plan, QF_PART_SCALE, "weight_scale_inv", QF_F32,
+                   plan->rows / plan->spec.group, groups);
+        return;
+    default:
+        assert(info->family == QF_FAMILY_COMPRESSED_TENSORS);
+        add_matrix(plan, QF_PART_SCALE, "weight_scale", plan->spec.dtype, plan->rows,
+                   groups);
+        if (plan->spec.group == 0)
+            return;
+        add_vector(plan, QF_PART_SHAPE, QF_STAGE_PLAN, "weight_shape", QF_I64, 2)
+            ->strip = sizeof "weight" - 1;
+    }
+}
+
+static int check_group(const struct qf_plan *plan, const struct qf_codec_info *info,
+                       struct qf_err *err)
+{
+    uint32_t group = plan->spec.group;
+    if (plan->elem_count == 0)
+        return qf_err_set(err, -ENOTSUP, "%s: a weight without elements", info->name);
+    bool fits = group == 0 || plan->cols % group == 0;
+    if (info->scaled == QF_SCALED_F8_E4M3_BLOCK)
+        fits = fits && plan->rows % group == 0;
+    if (!fits)
+        return qf_err_set(err, -ENOTSUP,
+                          "%s: [%llu, %llu] is no whole number of groups of %u",
+                          info->name, (unsigned long long)plan->rows,
+                          (unsigned long long)plan->cols, group);
+    return 0;
+}
+
+static int plan_scaled(struct qf_plan *plan, struct qf_err *err)
+{
+    const struct qf_codec_info *info = qf_codec_info(plan->spec.codec);
+    int rc = check_group(plan, info, err);
+    if (rc != 0)
+        return rc;
+    uint64_t groups = plan->spec.group != 0 ? plan->cols / plan->spec.group : 1;
+    add_codes(plan, info);
+    add_scales(plan, info, groups);
+    uint64_t band = info->scaled == QF_SCALED_F8_E4M3_BLOCK ? plan->spec.group : 1;
+    uint64_t scale_size = groups * sizeof(float); /* at most */
+    uint64_t row_size = code_row_size(plan, info->scaled) + scale_size;
+    uint64_t rows = (RECORD_SIZE_MAX - RECORD_ALIGN) / row_size;
+    if (rows > QF_CHUNK_ELEMS / plan->cols)
+        rows = QF_CHUNK_ELEMS / plan->cols;
+    rows -= rows % band;
+    if (rows == 0)
+        rows = band;
+    plan->chunk_elems = rows * plan->cols;
+    for (uint32_t i = 0; i < plan->part_count; i++) {
+        struct qf_part *part = &plan->parts[i];
+        if (part->stage == QF_STAGE_CHUNK)
+            part->chunk_stride = part->size / part->shape[0] *
+                                 (part->shape[0] == plan->rows ? rows : rows / band);
+    }
+    return 0;
+}
+
 static int check_spec(const struct qf_codec_spec *spec, struct qf_err *err)
 {
-    if (spec->codec == QF_CODEC_INT8)
+    if (qf_codec_info(spec->codec)->family != QF_FAMILY_BNB_4BIT)
         return 0;
     uint32_t b = spec->blocksize;
     if (b < QF_BLOCKSIZE_DEFAULT || b > QF_BLOCKSIZE_MAX || (b & (b - 1)) != 0)
@@ -206,10 +347,16 @@ int qf_codec_plan(const struct qf_codec_spec *spec, enum qf_dtype src_dtype,
         out->elem_count > ELEMS_MAX || out->rows > ELEMS_MAX || out->cols > ELEMS_MAX)
         return qf_err_set(err, -ENOTSUP, "shape [%llu, %llu] is too large",
                           (unsigned long long)shape[0], (unsigned long long)shape[1]);
-    if (spec->codec == QF_CODEC_INT8)
-        plan_int8(out);
-    else
+    switch (qf_codec_info(spec->codec)->family) {
+    case QF_FAMILY_BNB_4BIT:
         rc = plan_4bit(out, err);
+        break;
+    case QF_FAMILY_BNB_INT8:
+        plan_int8(out);
+        break;
+    default:
+        rc = plan_scaled(out, err);
+    }
     if (rc == 0 && out->elem_count != 0)
         out->chunk_count = qf_div_up(out->elem_count, out->chunk_elems);
     return rc;
@@ -319,7 +466,10 @@ void qf_codec_fill(const struct qf_plan *plan, uint32_t index, void *out)
     case QF_PART_QUANT_STATE:
         qf_qstate_write(&plan->spec, plan->rows, plan->cols, 0, out, part->size);
         break;
-    default: /* the format tag, or SCB of rows without elements */
+    case QF_PART_SHAPE: /* little-endian, as everything here */
+        memcpy(out, (const uint64_t[]){plan->rows, plan->cols}, part->size);
+        break;
+    default: /* the format tag, zero points, or SCB of rows without elements */
         memset(out, 0, part->size);
         break;
     }

@@ -33,7 +33,48 @@ enum qf_codec {
     QF_CODEC_FP4,
     QF_CODEC_DQ,
     QF_CODEC_INT8,
+    QF_CODEC_AO_INT8WO,
+    QF_CODEC_AO_INT8DQ,
+    QF_CODEC_AO_FLOAT8WO,
+    QF_CODEC_AO_FLOAT8WO_E5M2,
+    QF_CODEC_AO_FLOAT8DQ_ROW,
+    QF_CODEC_FP8,
+    QF_CODEC_CT_FP8,
+    QF_CODEC_CT_W8A8,
+    QF_CODEC_CT_W8A16,
+    QF_CODEC_CT_W4A16,
     QF_CODEC_COUNT
+};
+
+/* Whose checkpoints a codec's are: which config, names of parts and loaders. */
+enum qf_family {
+    QF_FAMILY_BNB_4BIT,
+    QF_FAMILY_BNB_INT8,
+    QF_FAMILY_TORCHAO,
+    QF_FAMILY_FP8, /* transformers' and vLLM's quant_method "fp8", blocks of 128 x 128
+                    */
+    QF_FAMILY_COMPRESSED_TENSORS
+};
+
+/* The data of a codec whose elements are small numbers times a scale. Codecs with the
+ * same data differ in names and config only. */
+enum qf_scaled {
+    QF_SCALED_NONE,         /* bitsandbytes' */
+    QF_SCALED_I8_MUL,       /* torchao int8: x * (1 / s) */
+    QF_SCALED_I8_DIV,       /* compressed-tensors: x / s, bytes */
+    QF_SCALED_I8_PACKED,    /* the same, packed with an offset of 128 */
+    QF_SCALED_I4_PACKED,    /* 4 bits, packed with an offset of 8 */
+    QF_SCALED_F8_E4M3,      /* x / s */
+    QF_SCALED_F8_E5M2,      /* x / s */
+    QF_SCALED_F8_E4M3_BLOCK /* x * s, one s a block of rows and columns */
+};
+
+/* What a codec is. */
+struct qf_codec_info {
+    const char *name; /* of the view: "nf4", "ao-int8wo" */
+    enum qf_family family;
+    enum qf_scaled scaled;
+    uint32_t group; /* default of qf_codec_spec.group */
 };
 
 /* Part of every cache key: raised when the bytes that a codec defines change. */
@@ -45,11 +86,14 @@ struct qf_codec_spec {
     uint32_t blocksize;    /* elements of a 4-bit block: a power of two, 64 … 4096 */
     enum qf_dtype dtype;   /* D: the model dtype, to which weights are cast first */
     enum qf_dtype storage; /* of 4-bit codes: QF_U8, or a float (quant_storage) */
+    uint32_t group; /* scaled codecs: elements of a row that share a scale (fp8: of
+                     * as many rows, too); 0: the whole row */
 };
 
 #define QF_BLOCKSIZE_DEFAULT 64u
 #define QF_BLOCKSIZE_MAX     4096u
 #define QF_NESTED_BLOCKSIZE  256u
+#define QF_FP8_BLOCK         128u
 
 enum qf_stage { QF_STAGE_PLAN, QF_STAGE_CHUNK, QF_STAGE_SEAL };
 
@@ -64,7 +108,10 @@ enum qf_part_role {
     QF_PART_NESTED_QUANT_MAP,
     QF_PART_QUANT_MAP,
     QF_PART_QUANT_STATE,
-    QF_PART_FORMAT /* int8's weight_format tag */
+    QF_PART_FORMAT,     /* int8's weight_format tag */
+    QF_PART_SCALE,      /* scaled codecs: per row, group or block */
+    QF_PART_ZERO_POINT, /* torchao int8: zeros, one a scale */
+    QF_PART_SHAPE       /* compressed-tensors, packed: I64 [2] */
 };
 
 #define QF_PART_SUFFIX_SIZE 40
@@ -99,16 +146,18 @@ struct qf_plan {
     struct qf_part parts[QF_PARTS_MAX]; /* in the order of FORMATS section 3 */
 };
 
-/* "nf4", "fp4", "dq", "int8". */
+const struct qf_codec_info *qf_codec_info(enum qf_codec codec);
+/* Its name: "nf4", "fp4", "dq", "int8", "ao-int8wo", … */
 const char *qf_codec_name(enum qf_codec codec);
 bool qf_codec_from_name(const char *name, enum qf_codec *out);
 
-/* The settings bitsandbytes has by default, with model dtype D. */
+/* The settings that the codec's library has by default, with model dtype D. */
 struct qf_codec_spec qf_codec_default(enum qf_codec codec, enum qf_dtype dtype);
 
 /* Plans a 2-D weight stored as `shape` in `src_dtype` (F32, F16 or BF16).
  * -ENOTSUP when the settings cannot be (a storage dtype that does not divide the
- * codes), with the sentence in err. */
+ * codes, a group or block that does not divide the shape), with the sentence in err.
+ */
 int qf_codec_plan(const struct qf_codec_spec *spec, enum qf_dtype src_dtype,
                   const uint64_t shape[2], bool transposed, struct qf_plan *out,
                   struct qf_err *err) QF_MUST_CHECK;
