@@ -51,10 +51,22 @@ struct qf_layout {
     struct qf_span *spans; /* by rising off */
 };
 
+/* What the header depends on besides the shard: entries of __metadata__ that win over
+ * the shard's own. */
+struct qf_layout_metadata {
+    size_t count;
+    const struct qf_metadata_entry *entries;
+};
+
 /* decisions: one for each tensor of the shard, in its order. dtype: D. */
 int qf_layout_build(const struct qf_shard *shard, const struct qf_decision *decisions,
                     const struct qf_view *view, enum qf_dtype dtype,
                     struct qf_layout **out, struct qf_err *err) QF_MUST_CHECK;
+int qf_layout_build_with(const struct qf_shard *shard,
+                         const struct qf_decision *decisions,
+                         const struct qf_view *view, enum qf_dtype dtype,
+                         const struct qf_layout_metadata *metadata,
+                         struct qf_layout **out, struct qf_err *err) QF_MUST_CHECK;
 /* NULL is allowed. */
 void qf_layout_free(struct qf_layout *layout);
 /* Index of the span that holds byte `off` (< file_size). */
