@@ -35,7 +35,7 @@ enum qf_reason {
     QF_REASON_CLOSURE, /* a skip entry that another tensor needs would hit it */
     QF_REASON_COLLISION, /* a part's name exists in the source */
     QF_REASON_CONV1D,    /* a Conv1D, where the family replaces Linears alone */
-    QF_REASON_FUSED, /* loaders fuse it with one that is kept (q, k, v; gate, up) */
+    QF_REASON_FUSED,     /* loaders fuse it with one that is kept (q, k, v; gate, up) */
     QF_REASON_SHAPE, /* the view's settings do not fit (a storage dtype that does not
                         divide the codes, a group or block that does not divide it) */
     QF_REASON_COUNT
