@@ -371,17 +371,18 @@ struct qf_hash128 qf_record_key(const qf_shard_file *file, struct qf_record_id i
 {
     const struct qf_layout_tensor *tensor = &file->layout->tensors[id.tensor];
     const struct qf_plan *plan = tensor->plan;
+    bool is_scaled = qf_codec_info(plan->spec.codec)->scaled != QF_SCALED_NONE;
     struct qf_key key = {
         .source = file->source,
         .tensor_off = tensor->src->off,
         .tensor_size = tensor->src->size,
         .rows = plan->rows,
         .cols = plan->cols,
-        .codec = (uint32_t)plan->spec.codec,
+        .codec = (uint32_t)qf_codec_of_records(plan->spec.codec),
         .revision = QF_CODEC_REVISION,
         .src_dtype = (uint32_t)plan->src_dtype,
         .dtype = (uint32_t)plan->spec.dtype,
-        .blocksize = plan->spec.blocksize,
+        .blocksize = is_scaled ? plan->spec.group : plan->spec.blocksize,
         .transposed = plan->transposed,
         .chunk = id.number + piece,
     };

@@ -59,14 +59,15 @@ enum qf_family {
 /* The data of a codec whose elements are small numbers times a scale. Codecs with the
  * same data differ in names and config only. */
 enum qf_scaled {
-    QF_SCALED_NONE,         /* bitsandbytes' */
-    QF_SCALED_I8_MUL,       /* torchao int8: x * (1 / s) */
-    QF_SCALED_I8_DIV,       /* compressed-tensors: x / s, bytes */
-    QF_SCALED_I8_PACKED,    /* the same, packed with an offset of 128 */
-    QF_SCALED_I4_PACKED,    /* 4 bits, packed with an offset of 8 */
-    QF_SCALED_F8_E4M3,      /* x / s */
-    QF_SCALED_F8_E5M2,      /* x / s */
-    QF_SCALED_F8_E4M3_BLOCK /* x * s, one s a block of rows and columns */
+    QF_SCALED_NONE,          /* bitsandbytes' */
+    QF_SCALED_I8_MUL,        /* torchao int8: x * (1 / s) */
+    QF_SCALED_I8_DIV,        /* compressed-tensors: x / s, bytes */
+    QF_SCALED_I8_PACKED,     /* the same, packed with an offset of 128 */
+    QF_SCALED_I4_PACKED,     /* 4 bits, packed with an offset of 8 */
+    QF_SCALED_F8_E4M3,       /* x / s */
+    QF_SCALED_F8_E5M2,       /* x / s */
+    QF_SCALED_F8_E4M3_BLOCK, /* x * s, one s a block of rows and columns */
+    QF_SCALED_COUNT
 };
 
 /* What a codec is. */
@@ -150,6 +151,8 @@ const struct qf_codec_info *qf_codec_info(enum qf_codec codec);
 /* Its name: "nf4", "fp4", "dq", "int8", "ao-int8wo", … */
 const char *qf_codec_name(enum qf_codec codec);
 bool qf_codec_from_name(const char *name, enum qf_codec *out);
+/* The first codec with the same data and parts: whose records this codec's are. */
+enum qf_codec qf_codec_of_records(enum qf_codec codec);
 
 /* The settings that the codec's library has by default, with model dtype D. */
 struct qf_codec_spec qf_codec_default(enum qf_codec codec, enum qf_dtype dtype);

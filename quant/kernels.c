@@ -71,6 +71,9 @@ static void init(void)
     for (int i = 0; i < QF_ISA_COUNT; i++) {
         tables[i] = qf_kernels_scalar;
         tables[i].name = isa_names[i];
+        memcpy(tables[i].group_absmax, qf_group_absmax_scalar,
+               sizeof qf_group_absmax_scalar);
+        memcpy(tables[i].scaled, qf_scaled_scalar, sizeof qf_scaled_scalar);
     }
 #if defined(__x86_64__)
     if (best >= QF_ISA_AVX2)
