@@ -163,6 +163,12 @@ test_loaders() {
     with_libraries export tests/loaders/export.py
     with_libraries diff tests/loaders/diff.py
     with_libraries examples tests/loaders/examples.py
+    # In the long tier every dtype of every model.
+    if [ $matrix = 0 ]; then
+        with_libraries scaled tests/loaders/scaled.py
+    else
+        with_libraries scaled tests/loaders/scaled.py --all
+    fi
     with_libraries ecosystem tests/matrix/ecosystem.py --results "$logs/ecosystem.json"
     if [ $matrix = 0 ]; then
         with_libraries matrix tests/matrix/run.py --sample
