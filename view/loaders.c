@@ -16,8 +16,11 @@ struct facts {
     bool experts;
     bool other_blocks;   /* another block size than the default */
     bool other_settings; /* that, or another storage dtype */
-    bool parallel;       /* more than one rank of tensor parallel */
-    const char *type;    /* model_type, or "" */
+    enum qf_codec codec;
+    enum qf_family family;
+    bool composite;   /* models inside the model */
+    bool parallel;    /* more than one rank of tensor parallel */
+    const char *type; /* model_type, or "" */
 };
 
 typedef bool applies_fn(const struct facts *f);
@@ -88,13 +91,56 @@ static bool is_alone(const struct facts *f)
     return !f->diffusers && !f->parallel;
 }
 
+static bool is_torchao(const struct facts *f)
+{
+    return f->family == QF_FAMILY_TORCHAO;
+}
+
+static bool torchao_transformers(const struct facts *f)
+{
+    return is_torchao(f) && !f->diffusers;
+}
+
+static bool is_fp8(const struct facts *f)
+{
+    return f->family == QF_FAMILY_FP8;
+}
+
+static bool is_compressed(const struct facts *f)
+{
+    return f->family == QF_FAMILY_COMPRESSED_TENSORS;
+}
+
+static bool is_composite(const struct facts *f)
+{
+    return !f->diffusers && f->composite && f->family != QF_FAMILY_FP8;
+}
+
+static bool trains(const struct facts *f)
+{
+    return !f->diffusers && (f->codec == QF_CODEC_AO_INT8WO ||
+                             f->codec == QF_CODEC_AO_FLOAT8WO || is_fp8(f));
+}
+
+static bool trains_untested(const struct facts *f)
+{
+    return !f->diffusers && !trains(f);
+}
+
+static bool in_vllm(const struct facts *f)
+{
+    return is_fp8(f) || is_compressed(f);
+}
+
 #define MATRIX   "docs/MATRIX.md"
 #define SETTINGS "tests/loaders/overrides.py"
 
-static const struct rule {
+struct rule {
     applies_fn *applies;
     struct qf_loader_claim claim;
-} rules[] = {
+};
+
+static const struct rule bitsandbytes[] = {
     {always,
      {QF_LOADER_SAFETENSORS, QF_LOADS_YES, "every shard is a safetensors file",
       MATRIX ": safe_open"}},
@@ -179,7 +225,71 @@ static const struct rule {
       "has not been tried with components of diffusers", "vLLM 0.28"}},
 };
 
-_Static_assert(sizeof rules / sizeof *rules <= QF_LOADER_CLAIMS_MAX, "claims fit");
+#define SCALED "tests/loaders/scaled.py"
+
+static const struct rule scaled[] = {
+    {always,
+     {QF_LOADER_SAFETENSORS, QF_LOADS_YES, "every shard is a safetensors file",
+      SCALED ": bytes"}},
+
+    {torchao_transformers,
+     {QF_LOADER_TRANSFORMERS, QF_LOADS_IF,
+      "torchao 0.16 or later is installed, and the class is the one that config.json "
+      "names: torchao finds a weight by its name in the file",
+      SCALED ": load, bytes, forward"}},
+    {is_fp8,
+     {QF_LOADER_TRANSFORMERS, QF_LOADS_YES,
+      "from_pretrained(PATH); without a GPU it computes with dequantized weights",
+      SCALED ": fp8"}},
+    {is_compressed,
+     {QF_LOADER_TRANSFORMERS, QF_LOADS_IF, "compressed-tensors is installed",
+      SCALED ": load, bytes, forward"}},
+    {is_composite,
+     {QF_LOADER_TRANSFORMERS, QF_LOADS_UNTESTED,
+      "it is a model of several models, whose modules may be called otherwise than in "
+      "the file; that has not been tried",
+      SCALED}},
+    {is_diffusers,
+     {QF_LOADER_TRANSFORMERS, QF_LOADS_NO, "it is a component of a diffusers pipeline",
+      "config.json: _class_name"}},
+
+    {is_diffusers,
+     {QF_LOADER_DIFFUSERS, QF_LOADS_IF,
+      "torchao 0.16 or later is installed, and torch_dtype is the view's dtype",
+      SCALED ": flux, pipeline"}},
+    {is_transformers,
+     {QF_LOADER_DIFFUSERS, QF_LOADS_NO, "it is a model of transformers",
+      "config.json: model_type"}},
+
+    {always,
+     {QF_LOADER_ACCELERATE, QF_LOADS_UNTESTED,
+      "device maps have not been tried with this format", SCALED}},
+
+    {trains, {QF_LOADER_PEFT, QF_LOADS_YES, "LoRA trains on it", SCALED ": LoRA"}},
+    {trains_untested,
+     {QF_LOADER_PEFT, QF_LOADS_UNTESTED,
+      "adapters have not been tried with this format", SCALED}},
+    {is_diffusers,
+     {QF_LOADER_PEFT, QF_LOADS_UNTESTED,
+      "adapters have not been tried with components of diffusers", SCALED}},
+
+    {in_vllm,
+     {QF_LOADER_VLLM, QF_LOADS_UNTESTED,
+      "by its code it takes the format, tensor parallel included; it has not been run "
+      "on a view",
+      "vLLM 0.28"}},
+    {torchao_transformers,
+     {QF_LOADER_VLLM, QF_LOADS_UNTESTED,
+      "by its code it takes torchao's checkpoints; it has not been run on a view",
+      "vLLM 0.28"}},
+    {is_diffusers,
+     {QF_LOADER_VLLM, QF_LOADS_UNTESTED,
+      "has not been tried with components of diffusers", "vLLM 0.28"}},
+};
+
+_Static_assert(sizeof bitsandbytes / sizeof *bitsandbytes <= QF_LOADER_CLAIMS_MAX &&
+                   sizeof scaled / sizeof *scaled <= QF_LOADER_CLAIMS_MAX,
+               "claims fit");
 
 /* A weight of an expert that is kept: one by one, or all of them in one tensor. */
 static bool is_expert(const struct qf_tensor *tensor, enum qf_reason reason)
@@ -202,6 +312,14 @@ static bool find_experts(const struct qf_variant *variant)
     return false;
 }
 
+static bool find_composite(const qf_json *config)
+{
+    for (const qf_json *m = qf_json_first(config); m != NULL; m = qf_json_after(m))
+        if (qf_json_is_object(m) && qf_json_get(m, "model_type") != NULL)
+            return true;
+    return false;
+}
+
 static struct facts gather(const struct qf_variant *variant,
                            const struct qf_loader_use *use)
 {
@@ -210,6 +328,9 @@ static struct facts gather(const struct qf_variant *variant,
     const char *type = qf_json_string(qf_json_get(config, "model_type"));
     struct facts f = {
         .diffusers = variant->model->kind == QF_MODEL_DIFFUSERS,
+        .codec = view->codec,
+        .family = qf_codec_info(view->codec)->family,
+        .composite = find_composite(config),
         .int8 = view->codec == QF_CODEC_INT8,
         .fp4 = view->codec == QF_CODEC_FP4,
         .tied = qf_json_is_true(qf_json_get(config, "tie_word_embeddings")),
@@ -227,8 +348,12 @@ void qf_loaders_judge(const struct qf_variant *variant, const struct qf_loader_u
 {
     assert(variant->reason[0] == '\0');
     struct facts facts = gather(variant, use);
+    bool bnb = qf_view_is_default(variant->view.codec);
+    const struct rule *rules = bnb ? bitsandbytes : scaled;
+    size_t count = bnb ? sizeof bitsandbytes / sizeof *bitsandbytes
+                       : sizeof scaled / sizeof *scaled;
     *out = (struct qf_loader_judgement){0};
-    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
+    for (size_t i = 0; i < count; i++) {
         const struct qf_loader_claim *claim = &rules[i].claim;
         if (!rules[i].applies(&facts))
             continue;

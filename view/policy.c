@@ -281,6 +281,9 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
     struct qf_planner p = {.tensors = tensors, .count = count, .out = out};
     int rc = qf_rules_init(&p.rules, config);
     p.vae = qf_rules_is_vae(config);
+    const char *type = qf_json_string(qf_json_get(config, "model_type"));
+    p.renamed = type != NULL && qf_is_renamed(type);
+    p.renamed_inside = qf_is_renamed_inside(config);
     p.causal = is_causal(config);
     p.list_name = list_name(view->codec);
     p.untied = qf_json_is_false(qf_json_get(config, "tie_word_embeddings"));

@@ -108,8 +108,9 @@ struct qf_planner {
     size_t count;
     struct qf_name_index names;
     struct qf_rules rules;
-    bool vae;    /* a diffusers autoencoder */
-    bool causal; /* a causal language model, by its class */
+    bool vae;                     /* a diffusers autoencoder */
+    bool renamed, renamed_inside; /* modules, by transformers; in a model inside it */
+    bool causal;                  /* a causal language model, by its class */
     bool untied; /* the config says that no head shares an embedding's weight */
     struct qf_policy *out;
     struct qf_plain *plain; /* sorted by path */
@@ -139,6 +140,13 @@ void qf_skip_clear(struct qf_planner *planner);
 /* Counts work that matching a path `count` times is. */
 int qf_skip_count_matches(struct qf_planner *planner, struct qf_path path,
                           uint64_t count) QF_MUST_CHECK;
+
+/* ---- renamed.c ---- */
+
+/* Whether transformers calls Linear modules of this architecture otherwise than the
+ * file; of a model inside the config's. */
+bool qf_is_renamed(const char *model_type);
+bool qf_is_renamed_inside(const qf_json *config);
 
 /* ---- policy_list.c: the list of families that have full names ---- */
 

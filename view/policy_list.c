@@ -143,8 +143,9 @@ static int collect_patterns(struct list *l)
         return 0; /* its loaders go by the file */
     for (const char *const *t = rules->tied; rc == 0 && t != NULL && *t != NULL; t++)
         rc = add_pattern(l, *t, false);
-    if (rc == 0)
-        rc = add_absent(l, qf_rules_heads);
+    /* Heads with their names, too: another model's head may be called like that. */
+    for (size_t i = 0; rc == 0 && qf_rules_heads[i] != NULL; i++)
+        rc = add_pattern(l, qf_rules_heads[i], true);
     if (rc == 0)
         rc = add_absent(l, qf_rules_optional);
     return rc == 0 ? add_absent(l, rules->arch->optional) : rc;
@@ -354,16 +355,46 @@ static bool has_experts(const struct qf_planner *p)
     return false;
 }
 
+/* What the family's loaders cannot load, whatever the list says. */
+static int check_loadable(struct list *l)
+{
+    struct qf_planner *p = l->p;
+    if (l->family == QF_FAMILY_COMPRESSED_TENSORS && has_experts(p))
+        return qf_planner_give_up(p, "transformers cannot load compressed-tensors with "
+                                     "experts that are left as they are");
+    if (l->family != QF_FAMILY_TORCHAO)
+        return 0;
+    if (p->count > QF_TORCHAO_TENSORS_MAX)
+        return qf_planner_give_up(p, "more tensors than the metadata of torchao can "
+                                     "name in reasonable time");
+    if (!p->rules.diffusers && p->renamed)
+        return qf_planner_give_up(p, "transformers renames its modules when it loads "
+                                     "them, and torchao would not find their weights");
+    return 0;
+}
+
+/* compressed-tensors takes every Linear for quantized that has not just the name. */
+static int check_names(struct list *l)
+{
+    struct qf_planner *p = l->p;
+    struct qf_path path;
+    if (l->family != QF_FAMILY_COMPRESSED_TENSORS ||
+        (!p->renamed && !p->renamed_inside))
+        return 0;
+    for (size_t i = 0; i < p->count; i++)
+        if (is_linear_kept(p->out->decisions[i].reason) && is_kept_weight(p, i, &path))
+            return qf_planner_give_up(
+                p, "transformers renames its modules when it loads them, so those that "
+                   "are left as they are cannot be named");
+    return 0;
+}
+
 int qf_list_build(struct qf_planner *p, enum qf_codec codec)
 {
     struct list l = {.p = p, .family = qf_codec_info(codec)->family};
-    if (l.family == QF_FAMILY_COMPRESSED_TENSORS && has_experts(p))
-        return qf_planner_give_up(p, "transformers cannot load compressed-tensors with "
-                                     "experts that are left as they are");
-    if (l.family == QF_FAMILY_TORCHAO && p->count > QF_TORCHAO_TENSORS_MAX)
-        return qf_planner_give_up(p, "more tensors than the metadata of torchao can "
-                                     "name in reasonable time");
-    int rc = collect_patterns(&l);
+    int rc = check_loadable(&l);
+    if (rc == 0)
+        rc = collect_patterns(&l);
     for (bool changed = true; rc == 0 && changed;) {
         qf_skip_clear(p);
         rc = keep_groups(p);
@@ -374,6 +405,8 @@ int qf_list_build(struct qf_planner *p, enum qf_codec codec)
         if (rc == 0)
             rc = close_list(&l, &changed);
     }
+    if (rc == 0)
+        rc = check_names(&l);
     if (rc == 0)
         rc = append_patterns(&l);
     return rc == 0 && l.family != QF_FAMILY_TORCHAO ? append_ends(&l) : rc;

@@ -72,6 +72,20 @@ static const char *set_name(const struct qf_weight_set *set)
     return set->index_name != NULL ? set->index_name : set->shards[0].name;
 }
 
+/* Where it is the view that does not fit the model's weights. */
+static const char *why_none(const struct qf_policy *policy)
+{
+    size_t conv1d = 0, shape = 0;
+    for (size_t i = 0; i < policy->count; i++) {
+        conv1d += policy->decisions[i].reason == QF_REASON_CONV1D;
+        shape += policy->decisions[i].reason == QF_REASON_SHAPE;
+    }
+    return conv1d > shape
+               ? ": they are Conv1D, and only Linear modules have this format"
+           : shape != 0 ? ": their shapes do not fit the view's settings"
+                        : "";
+}
+
 static int plan_sets(struct qf_variant *variant, struct qf_err *err)
 {
     const struct qf_model *model = variant->model;
@@ -93,7 +107,8 @@ static int plan_sets(struct qf_variant *variant, struct qf_err *err)
                               set_name(&model->sets[0]), set_name(&model->sets[i]));
     }
     if (variant->policies[0].quantized_count == 0)
-        return qf_err_set(err, -ENOTSUP, "no tensor of it can be quantized");
+        return qf_err_set(err, -ENOTSUP, "no tensor of it can be quantized%s",
+                          why_none(&variant->policies[0]));
     return 0;
 }
 
