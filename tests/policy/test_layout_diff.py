@@ -10,6 +10,7 @@ import sys
 import driver
 import layout_oracle
 import models
+import scaled_oracle
 
 OTHERS = ["I64", "BOOL", "U8", "F8_E4M3", "I32", "F64", "I16", "C64", "F4", "F6_E2M3"]
 COPY, CAST, PART = 1, 2, 3
@@ -29,6 +30,20 @@ def odd_tensors(rng):
     return out
 
 
+def scaled_view(rng):
+    view = rng.choice(scaled_oracle.VIEWS)
+    if view in scaled_oracle.GROUPED and rng.random() < 0.5:
+        view += f"+group={rng.choice([16, 32, 64, 256])}"
+    return view
+
+
+def wide(rng, shape):
+    """Shapes that blocks and groups divide, often."""
+    if len(shape) != 2 or rng.random() < 0.3:
+        return shape
+    return [rng.choice([1, 7, 128, 256]), rng.choice([16, 32, 128, 256])]
+
+
 def requests(rng, count):
     for _ in range(count):
         tensors, config = models.random_model(rng)
@@ -44,6 +59,11 @@ def requests(rng, count):
             keys = rng.sample(["format", "author", "é", "a\"b"], rng.randrange(5))
             more["metadata"] = {k: rng.choice(["pt", "tf", "x\ny"]) for k in keys}
         view = rng.choice(["nf4", "fp4", "dq", "int8"])
+        if rng.random() < 0.5:
+            view = scaled_view(rng)
+            rows = [(n, (dt, wide(rng, shape))) for n, (dt, shape) in rows]
+            more.pop("storage", None)
+            more.pop("blocksize", None)
         yield driver.request(dict(rows), config, view, **more)
 
 
@@ -82,7 +102,8 @@ def check_spans(req, answer, spans):
         source, reason, served, _ = answer["tensors"][tensor]
         stored = req["tensors"][tensor][1]
         want = PART if reason == "quantized" else COPY if served == stored else CAST
-        stem = source[:-len("weight")] if name.endswith("SCB") else source
+        other = name.endswith("SCB") or scaled_oracle.is_scaled(req["view"])
+        stem = source[:-len("weight")] if other and want == PART else source
         if kind != want or not name.startswith(stem) or (kind != PART and name != source):
             out.append(f"span of {name}: kind {kind}, tensor {source}")
     return out
@@ -91,6 +112,8 @@ def check_spans(req, answer, spans):
 def check_settings(req, answer):
     """A storage dtype that does not divide the codes, an empty weight: kept."""
     out = []
+    if scaled_oracle.is_scaled(req["view"]):
+        return check_groups(req, answer)
     storage = layout_oracle.width(req.get("storage", "U8"))
     for (name, dt, shape), (_, reason, *_) in zip(req["tensors"], answer["tensors"]):
         if reason not in ("quantized", "shape"):
@@ -98,6 +121,16 @@ def check_settings(req, answer):
         count = shape[0] * shape[1]
         divides = req["view"] == "int8" or layout_oracle.div_up(count, 2) % storage == 0
         if divides != (reason == "quantized") or count == 0:
+            out.append(f"{name} {dt} {shape}: reason {reason}")
+    return out
+
+
+def check_groups(req, answer):
+    """A group or a block that does not divide the shape: kept."""
+    out = []
+    for (name, dt, shape), (_, reason, *_) in zip(req["tensors"], answer["tensors"]):
+        if reason in ("quantized", "shape") and \
+                scaled_oracle.fits(req["view"], shape) != (reason == "quantized"):
             out.append(f"{name} {dt} {shape}: reason {reason}")
     return out
 

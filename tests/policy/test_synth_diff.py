@@ -11,12 +11,15 @@ import sys
 
 import driver
 import models
+import scaled_oracle
 
 TORCH = driver.bnbrule.TORCH
 
 
 def quantization_config(req, answer):
     view = req["view"]
+    if scaled_oracle.is_scaled(view):
+        return scaled_oracle.config(view, answer["skip"], "_class_name" in req["config"])
     four = view != "int8"
     compute = TORCH[req.get("compute", answer["dtype"])]
     storage = TORCH.get(req.get("storage", "U8"), "uint8")
@@ -61,7 +64,8 @@ def compare_synth(req, answer):
     want = expected_config(req, answer)
     if json.loads(answer["config_text"]) != want:
         out.append(f"config: C {answer['config_text']}, expected {want}")
-    one_line = json.dumps(quantization_config(req, answer), ensure_ascii=False)
+    one_line = json.dumps(quantization_config(req, answer), ensure_ascii=False,
+                          sort_keys=True)
     if f'"quantization_config": {one_line}' not in answer["config_text"]:
         out.append(f"spelling: expected {one_line} in {answer['config_text']}")
     return out
@@ -98,6 +102,9 @@ def requests(rng, count):
         if rng.random() < 0.3:
             more["threshold"] = rng.choice([0.0, 6.5, 100.0, 0.1, 1 / 3])
         view = rng.choice(["nf4", "fp4", "dq", "int8"])
+        if rng.random() < 0.5:
+            view = rng.choice(scaled_oracle.VIEWS + ("ao-int8wo+group=32",
+                                                     "ct-w4a16+group=64"))
         yield driver.request(tensors, config, view, **more)
 
 
