@@ -15,6 +15,7 @@ int main(int argc, char **argv)
     struct qf_measure_options options = {
         .size = mib << 20,
         .passes = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 7,
+        .scaled = true,
         .casts = true,
     };
     for (int d = 0; d < QF_FLOAT_COUNT; d++) {
@@ -31,7 +32,8 @@ int main(int argc, char **argv)
             return 1;
         }
         for (size_t i = 0; i < count; i++)
-            printf("%-5s %-7s %-8s %6.2f GB/s  %.2f\n", qf_dtype_name((enum qf_dtype)d),
+            printf("%-5s %-7s %-16s %6.2f GB/s  %.2f\n",
+                   qf_dtype_name((enum qf_dtype)d),
                    rows[i].isa != NULL ? rows[i].isa : "",
                    qf_measured_name(rows[i].what), rows[i].rate * 1e-9,
                    rows[i].memcpy_ratio);

@@ -4,9 +4,29 @@
 
 #include "compare/compare_internal.h"
 
-static bool is_4bit(const struct qf_plan *plan)
+enum qf_code_kind qf_code_kind_of(enum qf_codec codec)
 {
-    return plan != NULL && plan->spec.codec != QF_CODEC_INT8;
+    static const enum qf_code_kind kinds[QF_SCALED_COUNT] = {
+        [QF_SCALED_I8_MUL] = QF_CODES_I8,
+        [QF_SCALED_I8_DIV] = QF_CODES_I8,
+        [QF_SCALED_I8_PACKED] = QF_CODES_I8_PACKED,
+        [QF_SCALED_I4_PACKED] = QF_CODES_I4_PACKED,
+        [QF_SCALED_F8_E4M3] = QF_CODES_E4M3,
+        [QF_SCALED_F8_E5M2] = QF_CODES_E5M2,
+        [QF_SCALED_F8_E4M3_BLOCK] = QF_CODES_E4M3,
+    };
+    const struct qf_codec_info *info = qf_codec_info(codec);
+    return info->family == QF_FAMILY_BNB_4BIT ? QF_CODES_BNB_4BIT : kinds[info->scaled];
+}
+
+enum qf_code_kind qf_code_kind_of_plan(const struct qf_plan *plan)
+{
+    return plan != NULL ? qf_code_kind_of(plan->spec.codec) : QF_CODES_NONE;
+}
+
+static bool are_alike(enum qf_code_kind a, enum qf_code_kind b)
+{
+    return a == b && a != QF_CODES_NONE;
 }
 
 static bool same_map(enum qf_codec a, enum qf_codec b)
@@ -40,7 +60,7 @@ static void add_pairs(struct qf_compare *compare)
         for (size_t b = a + 1; b < compare->view_count; b++) {
             enum qf_codec of_a = compare->views[a].variant->view.codec;
             enum qf_codec of_b = compare->views[b].variant->view.codec;
-            if (of_a != QF_CODEC_INT8 && of_b != QF_CODEC_INT8)
+            if (are_alike(qf_code_kind_of(of_a), qf_code_kind_of(of_b)))
                 compare->pairs[compare->pair_count++] =
                     (struct qf_compare_pair){.a = a,
                                              .b = b,
@@ -109,8 +129,8 @@ int qf_compare_add_tensor(struct qf_compare *compare,
         describe_cell(&tensor->cells[v], &layouts[v]->tensors[index]);
     for (size_t p = 0; p < compare->pair_count; p++) {
         const struct qf_compare_pair *pair = &compare->pairs[p];
-        if (!is_4bit(layouts[pair->a]->tensors[index].plan) ||
-            !is_4bit(layouts[pair->b]->tensors[index].plan))
+        if (!are_alike(qf_code_kind_of_plan(layouts[pair->a]->tensors[index].plan),
+                       qf_code_kind_of_plan(layouts[pair->b]->tensors[index].plan)))
             tensor->differing[p] = QF_COMPARE_NO_CODES;
     }
     return 0;

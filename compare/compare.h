@@ -37,7 +37,7 @@ struct qf_compare_cell {
     struct qf_errors errors;
 };
 
-/* A share that is not defined: not both views have 4-bit codes of the tensor. */
+/* A share that is not defined: the views have no codes of one kind of the tensor. */
 #define QF_COMPARE_NO_CODES UINT64_MAX
 
 struct qf_compare_tensor {
@@ -61,7 +61,7 @@ struct qf_compare_view {
     struct qf_compare_sum all;        /* over all tensors */
 };
 
-/* Two views with 4-bit codes. */
+/* Two views with codes of one kind. */
 struct qf_compare_pair {
     size_t a, b;
     bool same_map; /* equal codes stand for equal values but for the absmax */

@@ -14,6 +14,22 @@ extern "C" {
  * all block sizes and of nested blocks. */
 #define QF_SEGMENT_ELEMS QF_CHUNK_ELEMS
 
+/* Codes that can be compared with each other: both or neither of them differ in what
+ * they say of their group's scale. */
+enum qf_code_kind {
+    QF_CODES_NONE, /* bitsandbytes' int8 and what is not quantized */
+    QF_CODES_BNB_4BIT,
+    QF_CODES_I8,
+    QF_CODES_I8_PACKED,
+    QF_CODES_I4_PACKED,
+    QF_CODES_E4M3,
+    QF_CODES_E5M2
+};
+
+enum qf_code_kind qf_code_kind_of(enum qf_codec codec);
+/* The same; NULL: none. */
+enum qf_code_kind qf_code_kind_of_plan(const struct qf_plan *plan);
+
 /* A result without tensors. */
 int qf_compare_new(const struct qf_compare_input *input,
                    struct qf_compare **out) QF_MUST_CHECK;
@@ -48,7 +64,7 @@ struct qf_segment_buffers {
     uint8_t *source;              /* the segment as it is stored */
     float *turned;                /* of a transposed weight, turned over */
     uint8_t *codes[QF_VIEWS_MAX]; /* of every view; NULL: not yet needed */
-    float *scales[QF_VIEWS_MAX];  /* the same: absmax of blocks, SCB of rows */
+    float *scales[QF_VIEWS_MAX];  /* the same: absmax, SCB, scales of groups */
     float *x, *y;                 /* a tile of both */
 };
 

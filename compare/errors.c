@@ -73,3 +73,11 @@ uint64_t qf_codes_differing(const uint8_t *a, const uint8_t *b, size_t n)
         count += ((a[i / 2] ^ b[i / 2]) >> (i % 2 == 0 ? 4 : 0) & 15) != 0;
     return count;
 }
+
+uint64_t qf_bytes_differing(const uint8_t *a, const uint8_t *b, size_t n)
+{
+    uint64_t count = 0;
+    for (size_t i = 0; i < n; i++)
+        count += a[i] != b[i];
+    return count;
+}

@@ -35,8 +35,9 @@ double qf_errors_mse(const struct qf_errors *errors);
 double qf_errors_sqnr_db(const struct qf_errors *errors);
 double qf_errors_cosine(const struct qf_errors *errors);
 
-/* How many of the first n 4-bit codes differ. */
+/* How many of the first n 4-bit codes differ; and of codes that are bytes. */
 uint64_t qf_codes_differing(const uint8_t *a, const uint8_t *b, size_t n);
+uint64_t qf_bytes_differing(const uint8_t *a, const uint8_t *b, size_t n);
 
 #ifdef __cplusplus
 }

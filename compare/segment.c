@@ -26,8 +26,8 @@ struct scope {
     struct qf_segment_buffers *buffers;
     const struct qf_kernels *kernels;
     const struct qf_tensor *src;
-    bool turned; /* the source lies in buffers->turned, widened */
-    float map[QF_VIEWS_MAX][16];
+    bool turned;                  /* the source lies in buffers->turned, widened */
+    float map[QF_VIEWS_MAX][256]; /* values of codes */
     struct qf_error_lanes lanes[QF_VIEWS_MAX];
 };
 
@@ -154,26 +154,74 @@ static int read_part(const struct scope *s, size_t view, enum qf_part_role role,
     return 0;
 }
 
-/* A view's codec is the same for all tensors. */
-static int make_buffers(struct qf_segment_buffers *b, size_t view, enum qf_codec codec)
+static enum qf_scaled scaled_of(const struct qf_plan *plan)
 {
-    bool whole = codec == QF_CODEC_INT8; /* rows may have one element */
-    size_t scales = QF_SEGMENT_ELEMS / (whole ? 1 : QF_BLOCKSIZE_DEFAULT);
+    return qf_codec_info(plan->spec.codec)->scaled;
+}
+
+/* Elements whose codes are one byte. */
+static size_t codes_per_byte(const struct qf_plan *plan)
+{
+    bool nibbles = qf_codec_info(plan->spec.codec)->family == QF_FAMILY_BNB_4BIT ||
+                   scaled_of(plan) == QF_SCALED_I4_PACKED;
+    return nibbles ? 2 : 1;
+}
+
+/* Elements that share a scale, side by side. */
+static uint64_t unit_of(const struct qf_plan *plan)
+{
+    if (qf_codec_info(plan->spec.codec)->family == QF_FAMILY_BNB_4BIT)
+        return plan->spec.blocksize;
+    bool rows = scaled_of(plan) == QF_SCALED_NONE || plan->spec.group == 0;
+    return rows ? plan->cols : plan->spec.group;
+}
+
+/* A view's codec is the same for all tensors, and rows may have one element. */
+static int make_buffers(struct qf_segment_buffers *b, size_t view,
+                        const struct qf_plan *plan)
+{
+    size_t scales = QF_SEGMENT_ELEMS;
+    if (qf_codec_info(plan->spec.codec)->family == QF_FAMILY_BNB_4BIT)
+        scales /= QF_BLOCKSIZE_DEFAULT;
+    else if (plan->spec.group != 0)
+        scales /= plan->spec.group;
     if (b->codes[view] == NULL)
-        b->codes[view] = malloc(whole ? QF_SEGMENT_ELEMS : QF_SEGMENT_ELEMS / 2);
-    if (b->scales[view] == NULL)
-        b->scales[view] = malloc((scales + 1) * sizeof(float));
+        b->codes[view] = malloc(QF_SEGMENT_ELEMS / codes_per_byte(plan));
+    if (b->scales[view] == NULL) /* and as many in 16 bits, before they are widened */
+        b->scales[view] = malloc((scales + 2) * (sizeof(float) + sizeof(uint16_t)));
     return b->codes[view] != NULL && b->scales[view] != NULL ? 0 : -ENOMEM;
 }
 
 static int read_codes(const struct scope *s, size_t view, const struct qf_plan *plan)
 {
-    uint8_t *codes = s->buffers->codes[view];
-    bool whole = plan->spec.codec == QF_CODEC_INT8;
-    uint64_t first = s->segment->first;
-    size_t count = s->segment->count;
-    return read_part(s, view, QF_PART_CODES, whole ? first : first / 2,
-                     whole ? count : (count + 1) / 2, codes);
+    size_t share = codes_per_byte(plan);
+    return read_part(s, view, QF_PART_CODES, s->segment->first / share,
+                     (s->segment->count + share - 1) / share, s->buffers->codes[view]);
+}
+
+/* fp8: of each row's elements in the segment the scales of their blocks. A row of the
+ * band of the row above it has that one's. */
+static int read_block_scales(const struct scope *s, size_t view,
+                             const struct qf_plan *plan)
+{
+    uint64_t group = plan->spec.group, cols = plan->cols;
+    uint64_t first = s->segment->first, end = first + s->segment->count;
+    float *scales = s->buffers->scales[view];
+    int rc = 0;
+    for (uint64_t at = first; at < end && rc == 0;) {
+        uint64_t row = at / cols, col = at % cols;
+        uint64_t n = cols - col < end - at ? cols - col : end - at;
+        float *to = scales + (at - first) / group;
+        size_t count = (size_t)(n / group);
+        if (at - first >= cols && row % group != 0)
+            memcpy(to, to - cols / group, count * sizeof *to);
+        else
+            rc = read_part(s, view, QF_PART_SCALE,
+                           (row / group * (cols / group) + col / group) * sizeof *to,
+                           count * sizeof *to, to);
+        at += n;
+    }
+    return rc;
 }
 
 static int read_nested(const struct scope *s, size_t view, uint64_t block, size_t count)
@@ -198,33 +246,52 @@ static int read_nested(const struct scope *s, size_t view, uint64_t block, size_
     return rc;
 }
 
+static enum qf_part_role scale_role(const struct qf_plan *plan)
+{
+    if (scaled_of(plan) != QF_SCALED_NONE)
+        return QF_PART_SCALE;
+    return plan->spec.codec == QF_CODEC_INT8 ? QF_PART_SCB : QF_PART_ABSMAX;
+}
+
 static int read_scales(const struct scope *s, size_t view, const struct qf_plan *plan)
 {
     uint64_t first = s->segment->first, end = first + s->segment->count;
-    uint64_t unit =
-        plan->spec.codec == QF_CODEC_INT8 ? plan->cols : plan->spec.blocksize;
+    uint64_t unit = unit_of(plan);
     uint64_t at = first / unit;
     size_t count = (size_t)((end - 1) / unit + 1 - at);
     if (plan->spec.codec == QF_CODEC_DQ)
         return read_nested(s, view, at, count);
-    return read_part(s, view,
-                     plan->spec.codec == QF_CODEC_INT8 ? QF_PART_SCB : QF_PART_ABSMAX,
-                     at * sizeof(float), count * sizeof(float),
-                     s->buffers->scales[view]);
+    if (scaled_of(plan) == QF_SCALED_F8_E4M3_BLOCK)
+        return read_block_scales(s, view, plan);
+    float *scales = s->buffers->scales[view];
+    enum qf_dtype dtype = qf_plan_part(plan, scale_role(plan))->dtype;
+    size_t width = qf_dtype_size(dtype);
+    void *stored = dtype == QF_F32 ? scales : scales + count;
+    int rc = read_part(s, view, scale_role(plan), at * width, count * width, stored);
+    if (rc == 0 && dtype != QF_F32)
+        s->kernels->cast[dtype][QF_F32](stored, count, scales);
+    return rc;
 }
 
-/* Rows may begin and end anywhere in a tile. */
-static void tile_of_int8(const struct scope *s, size_t view, uint64_t cols, size_t at,
-                         size_t n)
+/* Rows and groups may begin and end anywhere in a tile. */
+static void tile_of_units(const struct scope *s, size_t view,
+                          const struct qf_plan *plan, size_t at, size_t n)
 {
-    const int8_t *codes = (const int8_t *)s->buffers->codes[view] + at;
+    const uint8_t *codes = s->buffers->codes[view];
+    uint64_t unit = unit_of(plan);
     uint64_t elem = s->segment->first + at;
-    uint64_t first_row = s->segment->first / cols;
+    uint64_t first_unit = s->segment->first / unit;
+    float *y = s->buffers->y;
     for (size_t done = 0; done < n;) {
-        uint64_t left = cols - (elem + done) % cols;
+        uint64_t left = unit - (elem + done) % unit;
         size_t run = left < n - done ? (size_t)left : n - done;
-        float scb = s->buffers->scales[view][(elem + done) / cols - first_row];
-        s->kernels->dequant_int8(codes + done, run, scb, s->buffers->y + done);
+        float scale = s->buffers->scales[view][(elem + done) / unit - first_unit];
+        if (scaled_of(plan) == QF_SCALED_NONE)
+            s->kernels->dequant_int8((const int8_t *)codes + at + done, run, scale,
+                                     y + done);
+        else
+            qf_dequant_scaled(scaled_of(plan), s->map[view], codes, at + done, run,
+                              scale, y + done);
         done += run;
     }
 }
@@ -250,8 +317,8 @@ static const float *tile_of_view(const struct scope *s, size_t view, const float
         uint8_t narrow[TILE * sizeof(float)];
         s->kernels->cast[QF_F32][tensor->out_dtype](x, n, narrow);
         s->kernels->cast[tensor->out_dtype][QF_F32](narrow, n, b->y);
-    } else if (tensor->plan->spec.codec == QF_CODEC_INT8) {
-        tile_of_int8(s, view, tensor->plan->cols, at, n);
+    } else if (qf_codec_info(tensor->plan->spec.codec)->family != QF_FAMILY_BNB_4BIT) {
+        tile_of_units(s, view, tensor->plan, at, n);
     } else {
         uint32_t blocksize = tensor->plan->spec.blocksize;
         s->kernels->dequant_4bit(b->codes[view] + at / 2, n, blocksize, s->map[view],
@@ -265,9 +332,11 @@ static int load_view(struct scope *s, size_t view)
     const struct qf_plan *plan = plan_of(s, view);
     if (plan == NULL)
         return 0;
-    if (plan->spec.codec != QF_CODEC_INT8)
+    if (scaled_of(plan) != QF_SCALED_NONE)
+        qf_dequant_values(scaled_of(plan), s->map[view]);
+    else if (plan->spec.codec != QF_CODEC_INT8)
         qf_dequant_map(plan->spec.codec, s->map[view]);
-    int rc = make_buffers(s->buffers, view, plan->spec.codec);
+    int rc = make_buffers(s->buffers, view, plan);
     if (rc == 0)
         rc = read_codes(s, view, plan);
     return rc == 0 ? read_scales(s, view, plan) : rc;
@@ -292,10 +361,18 @@ static void measure_tiles(struct scope *s, struct qf_errors *errors)
         errors[v] = qf_errors_of_lanes(&s->lanes[is_kept(s, v) ? kept : v], count);
 }
 
-static bool has_codes(const struct scope *s, size_t view)
+/* 0 where the codes are not of one kind. */
+static uint64_t differing_codes(const struct scope *s, size_t a, size_t b)
 {
-    const struct qf_plan *plan = plan_of(s, view);
-    return plan != NULL && plan->spec.codec != QF_CODEC_INT8;
+    const struct qf_plan *plan = plan_of(s, a);
+    enum qf_code_kind kind = qf_code_kind_of_plan(plan);
+    if (kind == QF_CODES_NONE || kind != qf_code_kind_of_plan(plan_of(s, b)))
+        return 0;
+    const uint8_t *of_a = s->buffers->codes[a];
+    const uint8_t *of_b = s->buffers->codes[b];
+    if (codes_per_byte(plan) == 2)
+        return qf_codes_differing(of_a, of_b, s->segment->count);
+    return qf_bytes_differing(of_a, of_b, s->segment->count);
 }
 
 int qf_segment_measure(const struct qf_compare_shard *shard,
@@ -313,12 +390,8 @@ int qf_segment_measure(const struct qf_compare_shard *shard,
         rc = load_view(&s, v);
     if (rc == 0)
         measure_tiles(&s, errors);
-    for (size_t p = 0; rc == 0 && p < shard->pair_count; p++) {
-        const struct qf_compare_pair *pair = &shard->pairs[p];
-        if (has_codes(&s, pair->a) && has_codes(&s, pair->b))
-            differing[p] = qf_codes_differing(buffers->codes[pair->a],
-                                              buffers->codes[pair->b], segment->count);
-    }
+    for (size_t p = 0; rc == 0 && p < shard->pair_count; p++)
+        differing[p] = differing_codes(&s, shard->pairs[p].a, shard->pairs[p].b);
     /* What was read is used only if it was one version. */
     return rc == 0 ? qf_srcfile_check(shard->src) : rc;
 }

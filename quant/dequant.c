@@ -6,7 +6,7 @@
 
 #include <math.h>
 
-#include "quant/half.h"
+#include "quant/float8.h"
 #include "quant/kernels_impl.h"
 #include "quant/tables.h"
 
@@ -42,6 +42,42 @@ void qf_dequant_int8_scalar(const int8_t *codes, size_t n, float scb, float *out
         float scaled = (float)codes[i] * scb;
         out[i] = scaled * QF_INT8_RECIPROCAL;
     }
+}
+
+static float value_of(enum qf_scaled scaled, uint8_t code)
+{
+    switch (scaled) {
+    case QF_SCALED_I8_MUL:
+    case QF_SCALED_I8_DIV:
+        return (float)(int8_t)code;
+    case QF_SCALED_I8_PACKED:
+        return (float)(code - 128);
+    case QF_SCALED_I4_PACKED:
+        return (float)((code & 15) - 8);
+    case QF_SCALED_F8_E5M2:
+        return qf_f8_to_f32(qf_float8_e5m2(), code);
+    default:
+        return qf_f8_to_f32(qf_float8_e4m3(), code);
+    }
+}
+
+void qf_dequant_values(enum qf_scaled scaled, float out[256])
+{
+    for (unsigned code = 0; code < 256; code++)
+        out[code] = value_of(scaled, (uint8_t)code);
+}
+
+void qf_dequant_scaled(enum qf_scaled scaled, const float values[256],
+                       const uint8_t *codes, size_t first, size_t n, float scale,
+                       float *out)
+{
+    if (scaled != QF_SCALED_I4_PACKED) {
+        for (size_t i = 0; i < n; i++)
+            out[i] = values[codes[first + i]] * scale;
+        return;
+    }
+    for (size_t i = 0; i < n; i++)
+        out[i] = values[codes[(first + i) / 2] >> (first + i) % 2 * 4 & 15] * scale;
 }
 
 void qf_errors_scalar(const float *x, const float *y, size_t n,

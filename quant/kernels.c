@@ -82,10 +82,12 @@ static void init(void)
         qf_kernels_init_avx2(&tables[i]);
         qf_kernels_init_avx2_nested(&tables[i]);
         qf_kernels_init_avx2_dequant(&tables[i]);
+        qf_kernels_init_avx2_scaled(&tables[i]);
     }
     if (best >= QF_ISA_AVX512) {
         qf_kernels_init_avx512(&tables[QF_ISA_AVX512]);
         qf_kernels_init_avx512_dequant(&tables[QF_ISA_AVX512]);
+        qf_kernels_init_avx512_scaled(&tables[QF_ISA_AVX512]);
     }
 #endif
 }

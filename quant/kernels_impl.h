@@ -46,8 +46,10 @@ void qf_nested_lut_init(void);
 void qf_kernels_init_avx2(struct qf_kernels *table);
 void qf_kernels_init_avx2_nested(struct qf_kernels *table);
 void qf_kernels_init_avx2_dequant(struct qf_kernels *table);
+void qf_kernels_init_avx2_scaled(struct qf_kernels *table);
 void qf_kernels_init_avx512(struct qf_kernels *table);
 void qf_kernels_init_avx512_dequant(struct qf_kernels *table);
+void qf_kernels_init_avx512_scaled(struct qf_kernels *table);
 #endif
 
 #endif

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "quant/scales.h"
+
 #define CHUNK        ((size_t)1 << 20)
 #define ROW          ((size_t)4096)
 #define BLOCK        ((size_t)64)
@@ -31,12 +33,27 @@ struct measure {
     struct bench_case cases[QF_MEASURE_ROWS_MAX];
 };
 
+/* One with each kind of data. */
+static const enum qf_codec scaled_codecs[QF_SCALED_COUNT - 1] = {
+    [QF_SCALED_I8_MUL - 1] = QF_CODEC_AO_INT8WO,
+    [QF_SCALED_I8_DIV - 1] = QF_CODEC_CT_W8A8,
+    [QF_SCALED_I8_PACKED - 1] = QF_CODEC_CT_W8A16,
+    [QF_SCALED_I4_PACKED - 1] = QF_CODEC_CT_W4A16,
+    [QF_SCALED_F8_E4M3 - 1] = QF_CODEC_AO_FLOAT8WO,
+    [QF_SCALED_F8_E5M2 - 1] = QF_CODEC_AO_FLOAT8WO_E5M2,
+    [QF_SCALED_F8_E4M3_BLOCK - 1] = QF_CODEC_FP8,
+};
+
 const char *qf_measured_name(enum qf_measured what)
 {
-    static const char *const names[QF_MEASURE_COUNT] = {"memcpy", "nf4",    "fp4",
-                                                        "dq",     "int8",   "to F32",
-                                                        "to F16", "to BF16"};
-    return names[what];
+    static const char *const names[QF_MEASURE_SCALED] = {"memcpy", "nf4", "fp4", "dq",
+                                                         "int8"};
+    static const char *const casts[QF_FLOAT_COUNT] = {"to F32", "to F16", "to BF16"};
+    if (what < QF_MEASURE_SCALED)
+        return names[what];
+    if (what < QF_MEASURE_CASTS)
+        return qf_codec_name(scaled_codecs[what - QF_MEASURE_SCALED]);
+    return casts[what - QF_MEASURE_CASTS];
 }
 
 static double now(void)
@@ -44,6 +61,25 @@ static double now(void)
     struct timespec t;
     clock_gettime(CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + (double)t.tv_nsec * 1e-9;
+}
+
+/* A row after the other; fp8's bands are rows of blocks here, which is as much work. */
+static void run_scaled(struct measure *m, const struct qf_kernels *k,
+                       enum qf_codec codec, const char *in, char *out)
+{
+    struct qf_codec_spec spec = qf_codec_default(codec, m->dtype);
+    enum qf_scaled scaled = qf_codec_info(codec)->scaled;
+    size_t group = spec.group != 0 ? spec.group : ROW;
+    size_t share = scaled == QF_SCALED_I4_PACKED ? 2 : 1;
+    float factors[ROW / BLOCK];
+    for (size_t i = 0; i < CHUNK; i += ROW) {
+        memset(m->absmax, 0, ROW / group * sizeof *m->absmax);
+        k->group_absmax[m->dtype](in + i * m->width, ROW, group, m->absmax);
+        qf_scale_factors(&spec, m->absmax, ROW / group, factors);
+        qf_scale_store(&spec, m->absmax, ROW / group, m->absmax);
+        k->scaled[scaled][m->dtype](in + i * m->width, ROW, group, factors,
+                                    out + i / share);
+    }
 }
 
 static void run_chunk(struct measure *m, const struct bench_case *b, const char *in,
@@ -73,6 +109,10 @@ static void run_chunk(struct measure *m, const struct bench_case *b, const char 
         }
         break;
     default:
+        if (b->what < QF_MEASURE_CASTS) {
+            run_scaled(m, k, scaled_codecs[b->what - QF_MEASURE_SCALED], in, out);
+            break;
+        }
         k->cast[m->dtype][b->what - QF_MEASURE_CASTS](in, CHUNK, out);
         break;
     }
@@ -110,20 +150,26 @@ static void fill(struct measure *m, size_t size)
 }
 
 /* A dtype is not cast to itself, and no weight is ever widened to F32. */
-static bool is_wanted(const struct measure *m, int what, bool casts)
+static bool is_wanted(const struct measure *m, int what,
+                      const struct qf_measure_options *options)
 {
+    if (what < QF_MEASURE_SCALED)
+        return true;
+    if (what < QF_MEASURE_CASTS)
+        return options->scaled;
     int to = what - QF_MEASURE_CASTS;
-    return to < 0 || (casts && to != (int)m->dtype && to != (int)QF_F32);
+    return options->casts && to != (int)m->dtype && to != (int)QF_F32;
 }
 
-static void list_cases(struct measure *m, size_t chunks, bool casts)
+static void list_cases(struct measure *m, size_t chunks,
+                       const struct qf_measure_options *options)
 {
     size_t few = (chunks + SCALAR_SHARE - 1) / SCALAR_SHARE;
     m->cases[m->count++] =
         (struct bench_case){.what = QF_MEASURE_MEMCPY, .chunks = chunks};
     for (int i = (int)qf_isa_detect(); i >= QF_ISA_SCALAR; i--)
         for (int w = QF_MEASURE_NF4; w < QF_MEASURE_COUNT; w++)
-            if (is_wanted(m, w, casts))
+            if (is_wanted(m, w, options))
                 m->cases[m->count++] =
                     (struct bench_case){.what = (enum qf_measured)w,
                                         .kernels = qf_kernels_for((enum qf_isa)i),
@@ -179,7 +225,7 @@ int qf_measure_kernels(const struct qf_measure_options *options, enum qf_dtype d
     if (m->src != NULL && m->dst != NULL && m->absmax != NULL && m->nested != NULL) {
         memset(m->dst, 1, size);
         fill(m, size);
-        list_cases(m, size / (CHUNK * width), options->casts);
+        list_cases(m, size / (CHUNK * width), options);
         rc = run_passes(m, options);
     }
     if (rc == 0) {

@@ -22,14 +22,16 @@ extern "C" {
 #define QF_MEASURE_PASSES_MAX 99u
 #define QF_MEASURE_ROWS_MAX   64u /* of one dtype */
 
-/* QF_MEASURE_CASTS + d: a cast to dtype d. */
+/* QF_MEASURE_SCALED + s: a scaled codec with data s + 1, its absmax and scales
+ * included. QF_MEASURE_CASTS + d: a cast to dtype d. */
 enum qf_measured {
     QF_MEASURE_MEMCPY,
     QF_MEASURE_NF4,
     QF_MEASURE_FP4,
     QF_MEASURE_DQ, /* nf4, then its absmax once more */
     QF_MEASURE_INT8,
-    QF_MEASURE_CASTS,
+    QF_MEASURE_SCALED,
+    QF_MEASURE_CASTS = QF_MEASURE_SCALED + QF_SCALED_COUNT - 1,
     QF_MEASURE_COUNT = QF_MEASURE_CASTS + QF_FLOAT_COUNT
 };
 
@@ -38,6 +40,7 @@ const char *qf_measured_name(enum qf_measured what);
 struct qf_measure_options {
     size_t size;     /* of the source: better larger than every cache */
     unsigned passes; /* 1 … QF_MEASURE_PASSES_MAX, after one that warms up */
+    bool scaled;     /* scaled codecs, too */
     bool casts;
     bool (*stop)(void *arg); /* true: end soon, with -EINTR. May be NULL */
     void *arg;

@@ -7,6 +7,7 @@
 
 #include "quant/float8.h"
 #include "quant/kernels_impl.h"
+#include "quant/scaled_table.h"
 
 static inline float load(enum qf_dtype dtype, const void *src, size_t i)
 {
@@ -87,45 +88,10 @@ static inline void quantize(enum qf_scaled scaled, enum qf_dtype dtype, const vo
     }
 }
 
-#define DEFINE(name, scaled, suffix, dtype)                                            \
-    static void name##_##suffix(const void *src, size_t n, size_t group,               \
-                                const float *factors, void *codes)                     \
-    {                                                                                  \
-        quantize(scaled, dtype, src, n, group, factors, codes);                        \
-    }
-
-#define DEFINE_FOR_DTYPE(suffix, dtype)                                                \
-    static void group_absmax_##suffix(const void *src, size_t n, size_t group,         \
-                                      float *absmax)                                   \
-    {                                                                                  \
-        group_absmax(dtype, src, n, group, absmax);                                    \
-    }                                                                                  \
-    DEFINE(i8_mul, QF_SCALED_I8_MUL, suffix, dtype)                                    \
-    DEFINE(i8_div, QF_SCALED_I8_DIV, suffix, dtype)                                    \
-    DEFINE(i8_packed, QF_SCALED_I8_PACKED, suffix, dtype)                              \
-    DEFINE(i4_packed, QF_SCALED_I4_PACKED, suffix, dtype)                              \
-    DEFINE(e4m3, QF_SCALED_F8_E4M3, suffix, dtype)                                     \
-    DEFINE(e5m2, QF_SCALED_F8_E5M2, suffix, dtype)                                     \
-    DEFINE(e4m3_block, QF_SCALED_F8_E4M3_BLOCK, suffix, dtype)
-
-DEFINE_FOR_DTYPE(f32, QF_F32)
-DEFINE_FOR_DTYPE(f16, QF_F16)
-DEFINE_FOR_DTYPE(bf16, QF_BF16)
-
-#define FOR_DTYPES(name)                                                               \
-    {                                                                                  \
-        [QF_F32] = name##_f32, [QF_F16] = name##_f16, [QF_BF16] = name##_bf16          \
-    }
+QF_SCALED_ENTRIES_OF_ALL_DTYPES
 
 qf_kernel_group_absmax *const qf_group_absmax_scalar[QF_FLOAT_COUNT] =
-    FOR_DTYPES(group_absmax);
+    QF_SCALED_ROW(group_absmax);
 
-qf_kernel_scaled *const qf_scaled_scalar[QF_SCALED_COUNT][QF_FLOAT_COUNT] = {
-    [QF_SCALED_I8_MUL] = FOR_DTYPES(i8_mul),
-    [QF_SCALED_I8_DIV] = FOR_DTYPES(i8_div),
-    [QF_SCALED_I8_PACKED] = FOR_DTYPES(i8_packed),
-    [QF_SCALED_I4_PACKED] = FOR_DTYPES(i4_packed),
-    [QF_SCALED_F8_E4M3] = FOR_DTYPES(e4m3),
-    [QF_SCALED_F8_E5M2] = FOR_DTYPES(e5m2),
-    [QF_SCALED_F8_E4M3_BLOCK] = FOR_DTYPES(e4m3_block),
-};
+qf_kernel_scaled *const qf_scaled_scalar[QF_SCALED_COUNT][QF_FLOAT_COUNT] =
+    QF_SCALED_ROWS;

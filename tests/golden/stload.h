@@ -48,7 +48,7 @@ static inline void stload_close(struct stload *s)
 static inline void *stload_get(const struct stload *s, const char *prefix,
                                const char *suffix, size_t *size)
 {
-    char name[128];
+    char name[192];
     snprintf(name, sizeof name, "%s.%s", prefix, suffix);
     const struct qf_tensor *t = qf_shard_find(s->shard, name);
     if (t == NULL)

@@ -9,86 +9,12 @@
 
 #include <cmocka.h>
 
+#include "golden/parts.h"
 #include "golden/stload.h"
 #include "quant/backend.h"
 #include "quant/kernels.h"
 
 static struct stload vectors;
-
-struct memory {
-    const char *data;
-    uint64_t size;
-};
-
-static int read_memory(void *ctx, void *buf, size_t size, uint64_t off)
-{
-    const struct memory *m = ctx;
-    if (off > m->size || size > m->size - off)
-        return -ESTALE;
-    memcpy(buf, m->data + off, size);
-    return 0;
-}
-
-struct result {
-    char *parts[QF_PARTS_MAX]; /* owned; size bytes each */
-};
-
-static char *allocate(uint64_t size)
-{
-    char *p = aligned_alloc(64, (size_t)(size + 64) / 64 * 64);
-    assert_non_null(p);
-    memset(p, 0xa5, (size_t)size);
-    return p;
-}
-
-static void encode_chunks(qf_backend *backend, const struct qf_plan *plan,
-                          struct memory *source, struct result *r)
-{
-    for (uint64_t chunk = 0; chunk < plan->chunk_count; chunk++) {
-        char *record = allocate(qf_plan_chunk_size(plan, chunk));
-        struct qf_job job = {
-            .plan = plan,
-            .chunk = chunk,
-            .source = {.read = read_memory, .ctx = source, .fd = -1},
-            .record = record,
-            .rc = 1,
-        };
-        qf_backend_encode(backend, &job, 1);
-        assert_int_equal(job.rc, 0);
-        for (uint32_t i = 0; i < plan->part_count; i++) {
-            const struct qf_part *part = &plan->parts[i];
-            if (part->stage != QF_STAGE_CHUNK)
-                continue;
-            size_t off;
-            size_t size;
-            qf_plan_chunk_slice(plan, chunk, i, &off, &size);
-            memcpy(r->parts[i] + chunk * part->chunk_stride, record + off, size);
-        }
-        free(record);
-    }
-}
-
-static void quantize(qf_backend *backend, const struct qf_plan *plan,
-                     struct memory *source, struct result *r)
-{
-    for (uint32_t i = 0; i < plan->part_count; i++) {
-        r->parts[i] = allocate(plan->parts[i].size);
-        if (plan->parts[i].stage == QF_STAGE_PLAN)
-            qf_codec_fill(plan, i, r->parts[i]);
-    }
-    encode_chunks(backend, plan, source, r);
-    if (qf_plan_seal_size(plan) == 0)
-        return;
-    const struct qf_part *absmax = qf_plan_part(plan, QF_PART_BLOCK_ABSMAX);
-    assert_non_null(absmax);
-    char *record = allocate(qf_plan_seal_size(plan));
-    qf_codec_seal(plan, (float *)(void *)r->parts[absmax - plan->parts], record);
-    for (uint32_t i = 0; i < plan->part_count; i++)
-        if (plan->parts[i].stage == QF_STAGE_SEAL)
-            memcpy(r->parts[i], record + qf_plan_seal_offset(plan, i),
-                   (size_t)plan->parts[i].size);
-    free(record);
-}
 
 static const struct {
     const char *name;
@@ -104,8 +30,7 @@ static const struct {
     {"state", QF_PART_QUANT_STATE},
 };
 
-static void compare(const char *name, const struct qf_plan *plan,
-                    const struct result *r)
+static void compare(const char *name, const struct qf_plan *plan, const struct parts *r)
 {
     size_t compared = 0;
     for (size_t i = 0; i < sizeof part_names / sizeof *part_names; i++) {
@@ -115,7 +40,7 @@ static void compare(const char *name, const struct qf_plan *plan,
         assert_true((want != NULL) == (part != NULL));
         if (want == NULL)
             continue;
-        if (part->size != size || memcmp(r->parts[part - plan->parts], want, size) != 0)
+        if (part->size != size || memcmp(r->data[part - plan->parts], want, size) != 0)
             fail_msg("%s.%s differs", name, part_names[i].name);
         free(want);
         compared++;
@@ -165,12 +90,11 @@ static void test_backend(void **state)
         struct qf_plan plan;
         if (!parse_case(t, name, &plan))
             continue;
-        struct memory source = {vectors.file + t->off, t->size};
-        struct result r = {{NULL}};
-        quantize(backend, &plan, &source, &r);
+        struct parts_source source = {vectors.file + t->off, t->size};
+        struct parts r = {{NULL}};
+        parts_make(backend, &plan, &source, &r);
         compare(name, &plan, &r);
-        for (uint32_t p = 0; p < plan.part_count; p++)
-            free(r.parts[p]);
+        parts_free(&plan, &r);
         cases++;
     }
     assert_true(cases >= 60);

@@ -10,77 +10,14 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
+#include "kernels/areas.h"
+#include "kernels/numbers.h"
 #include "quant/half.h"
 #include "quant/kernels.h"
 #include "quant/tables.h"
 
-#define AREA_SIZE (1u << 20)
-
-static const struct qf_kernels *ref;
-static const struct qf_kernels *isa;
-static unsigned long long compared;
-
-/* ---- buffers between forbidden pages ---- */
-
-static char *guarded(void)
-{
-    size_t page = (size_t)sysconf(_SC_PAGESIZE);
-    char *p =
-        mmap(NULL, AREA_SIZE + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-    assert(p != MAP_FAILED);
-    assert(mprotect(p + page, AREA_SIZE, PROT_READ | PROT_WRITE) == 0);
-    return p + page;
-}
-
-static char *src_area;
-static char *codes_area;
-static char *floats_area;
-static unsigned char want_codes[AREA_SIZE];
-static unsigned char want_floats[AREA_SIZE];
-
-/* `size` bytes that end `gap` bytes before the forbidden page. */
-static char *at_end(char *area, size_t size, size_t gap)
-{
-    assert(size + gap <= AREA_SIZE);
-    return area + AREA_SIZE - size - gap;
-}
-
-_Noreturn static void fail(const char *what, enum qf_dtype dtype, size_t n, size_t at)
-{
-    printf("FAIL %s %s %s n=%zu: first difference at %zu\n", isa->name, what,
-           qf_dtype_name(dtype), n, at);
-    exit(1);
-}
-
-static void same(const char *what, enum qf_dtype dtype, size_t n, const void *want,
-                 const void *got, size_t size)
-{
-    const unsigned char *a = want;
-    const unsigned char *b = got;
-    for (size_t i = 0; i < size; i++)
-        if (a[i] != b[i])
-            fail(what, dtype, n, i);
-    compared += size;
-}
-
 /* ---- one comparison of each kind ---- */
-
-static size_t width_of(enum qf_dtype dtype)
-{
-    return dtype == QF_F32 ? 4 : 2;
-}
-
-/* Puts `n` elements before the page behind (front: after the page in front of) the
- * source area. */
-static char *place(const void *src, size_t size, size_t gap, bool front)
-{
-    char *p = front ? src_area + gap : at_end(src_area, size, gap);
-    memmove(p, src, size);
-    return p;
-}
 
 static void check_4bit(enum qf_dtype dtype, const void *src, size_t n, size_t blocksize,
                        size_t gap, bool front)
@@ -161,94 +98,6 @@ static void check_all(enum qf_dtype dtype, const void *src, size_t n, size_t blo
     check_4bit(dtype, src, n, blocksize, gap, false);
     check_int8(dtype, src, n, gap, false);
     check_casts(dtype, src, n, gap);
-}
-
-/* ---- numbers ---- */
-
-static uint64_t state = 0x9e3779b97f4a7c15u;
-
-static uint32_t random_u32(void)
-{
-    state ^= state << 13;
-    state ^= state >> 7;
-    state ^= state << 17;
-    return (uint32_t)(state >> 32);
-}
-
-/* In (-1, 1). */
-static float random_float(void)
-{
-    return (float)(int32_t)random_u32() * 0x1p-31f;
-}
-
-enum class {
-    UNIFORM,
-    NORMAL,
-    HEAVY, /* any finite bits */
-    BITS,  /* any bits: NaN, infinity */
-    DENORMAL,
-    ZEROS, /* mostly blocks of zeros of both signs */
-    INFINITIES,
-    NANS,
-    ALL_NAN,
-    TINY, /* absmax around the smallest normal numbers and 2^-128 */
-    CLASS_COUNT
-};
-
-static uint32_t normal_bits(void)
-{
-    float x = 0;
-    for (int i = 0; i < 6; i++)
-        x += random_float();
-    return qf_f32_bits(x * 0.02f);
-}
-
-static uint32_t number(enum class class, size_t i)
-{
-    uint32_t u = random_u32();
-    uint32_t sign = u & 0x80000000u;
-    switch (class) {
-    case UNIFORM:
-        return qf_f32_bits(random_float());
-    case NORMAL:
-        return normal_bits();
-    case HEAVY:
-        return (u & 0x7f800000u) == 0x7f800000u ? sign : u;
-    case BITS:
-        return u;
-    case DENORMAL:
-        return u & 0x807fffffu;
-    case ZEROS:
-        return i / 64 % 3 == 0 && u % 97 == 0 ? normal_bits() : sign;
-    case INFINITIES:
-        return u % 31 == 0 ? sign | 0x7f800000u : normal_bits();
-    case NANS:
-        return u % 13 == 0 ? u | 0x7f800000u : normal_bits();
-    case ALL_NAN:
-        return u | 0x7fc00000u;
-    default: /* TINY */
-        return sign | ((u >> 8 & 3u) << 23) | (u & 0x7fffffu);
-    }
-}
-
-/* The number in dtype; classes about binary32's range are moved to that of dtype. */
-static void put(enum qf_dtype dtype, void *out, size_t i, enum class class)
-{
-    uint32_t u = number(class, i);
-    uint16_t h;
-    if (dtype == QF_F32) {
-        memcpy((char *)out + 4 * i, &u, sizeof u);
-        return;
-    }
-    if (dtype == QF_BF16)
-        h = (uint16_t)(u >> 16);
-    else if (class == HEAVY || class == BITS)
-        h = (uint16_t)(class == HEAVY && (u & 0x7c00u) == 0x7c00u ? 0 : u);
-    else if (class == DENORMAL || class == TINY)
-        h = (uint16_t)(u >> 16 & 0x87ffu);
-    else
-        h = qf_f32_bits_to_f16(u);
-    memcpy((char *)out + 2 * i, &h, sizeof h);
 }
 
 /* ---- suites ---- */

@@ -155,12 +155,60 @@ static void test_nested_offset(void **state)
     assert_true(isnan(qf_qstate_nested_offset(text, sizeof text)));
 }
 
+/* Every code of every scaled codec stands for a number that is quantized to it. */
+static void test_values_of_scaled(void **state)
+{
+    (void)state;
+    for (int i = QF_SCALED_NONE + 1; i < QF_SCALED_COUNT; i++) {
+        enum qf_scaled scaled = (enum qf_scaled)i;
+        bool nibbles = scaled == QF_SCALED_I4_PACKED;
+        float values[256], x[2];
+        const float one = 1;
+        qf_dequant_values(scaled, values);
+        for (unsigned code = 0; code < (nibbles ? 16 : 256); code++) {
+            uint8_t codes[2] = {(uint8_t)(nibbles ? code | 9 << 4 : code), 0},
+                    again = 0;
+            qf_dequant_scaled(scaled, values, codes, 0, 1, 1, x);
+            if (!isfinite(x[0])) /* E4M3: 0x7f; E5M2: from 0x7c on */
+                continue;
+            x[1] = 1;
+            qf_kernels_best()->scaled[scaled][QF_F32](x, nibbles ? 2 : 1, 2, &one,
+                                                      &again);
+            assert_int_equal(again, codes[0]);
+        }
+    }
+    float values[256], x[3];
+    qf_dequant_values(QF_SCALED_F8_E4M3, values);
+    assert_true(values[0x7e] == 448 && values[0x08] == 0x1p-6f && values[1] == 0x1p-9f);
+    assert_true(isnan(values[0x7f]) && isnan(values[0xff]) && values[0x81] == -0x1p-9f);
+    qf_dequant_values(QF_SCALED_F8_E5M2, values);
+    assert_true(values[0x7b] == 57344 && values[1] == 0x1p-16f && isinf(values[0xfc]));
+    qf_dequant_values(QF_SCALED_I4_PACKED, values);
+    const uint8_t packed[2] = {0x0f, 0x80};
+    qf_dequant_scaled(QF_SCALED_I4_PACKED, values, packed, 1, 3, 0.5f, x);
+    assert_true(x[0] == -4 && x[1] == -4 && x[2] == 0);
+}
+
+static void test_bytes_differing(void **state)
+{
+    (void)state;
+    const uint8_t a[5] = {1, 2, 3, 4, 5}, b[5] = {1, 3, 3, 0, 4};
+    assert_int_equal(qf_bytes_differing(a, b, 5), 3);
+    assert_int_equal(qf_bytes_differing(a, b, 3), 1);
+    assert_int_equal(qf_bytes_differing(a, b, 0), 0);
+}
+
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_sums),      cmocka_unit_test(test_not_finite),
-        cmocka_unit_test(test_undefined), cmocka_unit_test(test_codes_differing),
-        cmocka_unit_test(test_nested),    cmocka_unit_test(test_nested_offset),
+        cmocka_unit_test(test_values_of_scaled),
+        cmocka_unit_test(test_bytes_differing),
+        cmocka_unit_test(test_sums),
+        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_undefined),
+        cmocka_unit_test(test_codes_differing),
+        cmocka_unit_test(test_nested),
+        cmocka_unit_test(test_nested_offset),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -263,9 +263,10 @@ static void test_measure(void **state)
     size_t count = 0, isas = (size_t)qf_isa_detect() + 1;
     struct qf_measure_options o = {.size = QF_MEASURE_SIZE_MIN, .passes = 1};
     for (int casts = 0; casts < 2; casts++) {
-        o.casts = casts != 0;
+        o.casts = o.scaled = casts != 0;
         for (int d = 0; d < QF_FLOAT_COUNT; d++) {
-            size_t others = casts == 0 ? 0 : d == QF_F32 ? 2 : 1;
+            size_t others =
+                casts == 0 ? 0 : (d == QF_F32 ? 2 : 1) + QF_SCALED_COUNT - 1;
             assert_int_equal(qf_measure_kernels(&o, (enum qf_dtype)d, rows, &count), 0);
             assert_int_equal(count, 1 + isas * (4 + others));
             assert_int_equal(rows[0].what, QF_MEASURE_MEMCPY);
@@ -288,6 +289,9 @@ static void test_measure(void **state)
     o.passes = QF_MEASURE_PASSES_MAX + 1;
     assert_int_equal(qf_measure_kernels(&o, QF_BF16, rows, &count), -EINVAL);
     assert_string_equal(qf_measured_name(QF_MEASURE_CASTS + QF_BF16), "to BF16");
+    assert_string_equal(qf_measured_name(QF_MEASURE_INT8), "int8");
+    assert_string_equal(qf_measured_name(QF_MEASURE_SCALED), "ao-int8wo");
+    assert_string_equal(qf_measured_name(QF_MEASURE_CASTS - 1), "fp8");
 }
 
 int main(void)
