@@ -408,7 +408,7 @@ const struct qf_cli_command qf_cmd_diff = {
     .name = "diff",
     .summary = "tell what views cost a model: errors and sizes",
     .about =
-        "Tells what each VIEW (nf4, fp4, dq, int8, also with settings) costs a model "
+        "Tells what each VIEW (nf4, ao-int8wo, fp8, also with settings) costs a model "
         "against its source: mean squared error, largest error, signal to noise "
         "(SQNR), cosine, size and bits per weight, for every tensor and in total, and "
         "the share of codes that differ between two 4-bit views. Reads through the "

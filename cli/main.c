@@ -16,13 +16,18 @@ static const struct qf_cli_command *const commands[] = {
 
 static void print_help(FILE *out)
 {
-    fputs("usage: quantfs COMMAND [ARGUMENTS]\n"
-          "\n"
-          "Shows a store of models (safetensors) as bitsandbytes would have quantized\n"
-          "them: nf4, int8, dq (nested nf4) and fp4, encoded when they are read.\n"
-          "\n"
-          "commands:\n",
-          out);
+    fputs(
+        "usage: quantfs COMMAND [ARGUMENTS]\n"
+        "\n"
+        "Shows a store of models (safetensors) as bitsandbytes would have quantized\n"
+        "them: nf4, int8, dq (nested nf4) and fp4, encoded when they are read. Views\n"
+        "that are not listed are there all the same: ao-int8wo, ao-int8dq, "
+        "ao-float8wo,\n"
+        "ao-float8wo-e5m2, ao-float8dq-row (TorchAO), fp8, ct-fp8, ct-w8a8, ct-w8a16,\n"
+        "ct-w4a16 (compressed-tensors).\n"
+        "\n"
+        "commands:\n",
+        out);
     for (size_t i = 0; commands[i] != NULL; i++)
         fprintf(out, "  %-8s %s\n", commands[i]->name, commands[i]->summary);
     fputs("\n"

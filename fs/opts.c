@@ -224,7 +224,7 @@ static int set_sloppy(struct qf_mount_options *o, const char *value, struct qf_e
 
 static const struct qf_mount_option options_table[] = {
     {"views", "A:B",
-     "views to list, also with settings: nf4+blocksize=128 (nf4:int8:dq:fp4)",
+     "views to list, also with settings: nf4+blocksize=128, fp8 (nf4:int8:dq:fp4)",
      set_views},
     {"cache", "DIR", "directory of the cache; none: memory only", set_cache},
     {"cache_size", "SIZE", "bytes the cache may take (a tenth of its filesystem)",

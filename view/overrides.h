@@ -11,6 +11,7 @@
  *     "compute_dtype": "float16",         bnb_4bit_compute_dtype
  *     "quant_storage": "bfloat16",        bnb_4bit_quant_storage (uint8 or a float)
  *     "blocksize": 128,                   of 4-bit blocks: 64, 128, … 4096
+ *     "group": 32,                        elements that share a scale: 16, 32, … 4096
  *     "int8_threshold": 6.0,              llm_int8_threshold
  *     "views": {"nf4": { … }}             the same keys, for the views of a codec, or
  *                                         for one view whose name has settings
