@@ -114,6 +114,15 @@ static int set_patterns(const char *key, const qf_json *value, struct qf_pattern
     return rc;
 }
 
+/* A group is a field of every scaled codec, and not every one lets a user set it. */
+static int set_number(struct qf_view *view, enum qf_setting setting, const char *key,
+                      double number, struct qf_err *err)
+{
+    struct qf_view other = *view;
+    bool ours = setting != QF_SETTING_GROUP || qf_setting_fits(setting, view->codec);
+    return qf_setting_set_number(ours ? view : &other, setting, key, number, err);
+}
+
 /* One member but "views". */
 static int apply_member(const char *key, const qf_json *value, struct qf_view *view,
                         struct qf_err *err)
@@ -129,10 +138,8 @@ static int apply_member(const char *key, const qf_json *value, struct qf_view *v
     case QF_SETTING_PATTERNS:
         return set_patterns(key, value, begin_patterns(view, setting), err);
     case QF_SETTING_NUMBER:
-        return qf_setting_set_number(view, setting, key,
-                                     qf_json_is_number(value) ? qf_json_number(value)
-                                                              : NAN,
-                                     err);
+        return set_number(view, setting, key,
+                          qf_json_is_number(value) ? qf_json_number(value) : NAN, err);
     default:
         return qf_setting_set_word(view, setting, key, word != NULL ? word : "", err);
     }

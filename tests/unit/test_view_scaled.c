@@ -89,6 +89,25 @@ static void test_settings(void **state)
     refuses("fp8+threshold=6", "no setting 'threshold'");
 }
 
+/* In a file for all views a group is for those that have the setting. */
+static void test_overrides(void **state)
+{
+    static const char text[] = "{\"group\": 32}";
+    static const uint32_t groups[VIEWS] = {32, 0, 32, 0, 0, 128, 0, 0, 32, 32};
+    (void)state;
+    for (size_t i = 0; i < VIEWS; i++) {
+        struct qf_view base, view;
+        struct qf_err err = {""};
+        assert_int_equal(qf_view_parse(views[i], strlen(views[i]), &base, NULL), 0);
+        assert_int_equal(qf_overrides_apply(&base, text, strlen(text), &view, NULL), 0);
+        assert_int_equal(view.group, groups[i]);
+        qf_view_fini(&view);
+        assert_int_equal(qf_overrides_apply(&base, "{\"group\": 7}", 12, &view, &err),
+                         -EINVAL);
+        assert_non_null(strstr(err.text, "'group' must be a power of two"));
+    }
+}
+
 /* ---- policies ---- */
 
 #define MOST 12
@@ -384,11 +403,12 @@ static void test_many_tensors(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_names),   cmocka_unit_test(test_settings),
-        cmocka_unit_test(test_lists),   cmocka_unit_test(test_all_or_none),
-        cmocka_unit_test(test_closure), cmocka_unit_test(test_experts),
-        cmocka_unit_test(test_reasons), cmocka_unit_test(test_conv1d),
-        cmocka_unit_test(test_renamed), cmocka_unit_test(test_many_tensors),
+        cmocka_unit_test(test_names),        cmocka_unit_test(test_settings),
+        cmocka_unit_test(test_overrides),    cmocka_unit_test(test_lists),
+        cmocka_unit_test(test_all_or_none),  cmocka_unit_test(test_closure),
+        cmocka_unit_test(test_experts),      cmocka_unit_test(test_reasons),
+        cmocka_unit_test(test_conv1d),       cmocka_unit_test(test_renamed),
+        cmocka_unit_test(test_many_tensors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
