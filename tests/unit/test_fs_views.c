@@ -47,6 +47,14 @@ static void test_lookup(void **state)
     assert_int_equal(lookup(&s, "q4+blocksize=128"), -ENOENT);
     assert_int_equal(lookup(&s, "dq"), -ENOENT);
     assert_int_equal(lookup(&s, "dq+blocksize=128"), -ENOENT);
+    /* those that no mount lists by default are there in all */
+    assert_int_equal(lookup(&s, "ao-int8wo"), 0);
+    assert_int_equal(lookup(&s, "ct-w4a16+group=64"), 0);
+    size_t size;
+    char *config = sfx_contents(&s, "ao-int8wo/org/model/config.json", &size);
+    assert_non_null(strstr(config, "\"quant_method\": \"torchao\""));
+    free(config);
+    assert_int_equal(lookup(&s, "fp8+group=64"), -ENOENT);
     /* settings belong to the root alone */
     assert_int_equal(lookup(&s, "nf4/nf4+blocksize=128"), -ENOENT);
     assert_string_equal(sfx_list(&s, QF_NODE_ROOT), "int8/ nf4/");

@@ -147,13 +147,46 @@ static void test_diffusers(void **state)
     loads(&j, QF_LOADER_DIFFUSERS, QF_LOADS_IF);
 }
 
+static void test_scaled(void **state)
+{
+    static const char flux[] = "{\"_class_name\": \"FluxTransformer2DModel\"}";
+    static const char vision[] = "{\"vision_config\": {\"model_type\": \"x\"}}";
+    struct qf_loader_judgement j;
+    (void)state;
+    judge("ao-int8wo", LLAMA, 1, 0, &j);
+    loads(&j, QF_LOADER_TRANSFORMERS, QF_LOADS_IF);
+    loads(&j, QF_LOADER_DIFFUSERS, QF_LOADS_NO);
+    loads(&j, QF_LOADER_PEFT, QF_LOADS_YES);
+    loads(&j, QF_LOADER_ACCELERATE, QF_LOADS_UNTESTED);
+    loads(&j, QF_LOADER_VLLM, QF_LOADS_UNTESTED);
+    assert_int_equal(says(&j, QF_LOADER_TRANSFORMERS, "torchao 0.16"), 1);
+    judge("ao-int8dq", LLAMA, 1, 0, &j);
+    loads(&j, QF_LOADER_PEFT, QF_LOADS_UNTESTED);
+    judge("ao-float8wo", flux, 1, 0, &j);
+    loads(&j, QF_LOADER_TRANSFORMERS, QF_LOADS_NO);
+    loads(&j, QF_LOADER_DIFFUSERS, QF_LOADS_IF);
+    loads(&j, QF_LOADER_PEFT, QF_LOADS_UNTESTED);
+    assert_int_equal(says(&j, QF_LOADER_DIFFUSERS, "torch_dtype"), 1);
+    judge("fp8", LLAMA, 1, 2, &j);
+    loads(&j, QF_LOADER_TRANSFORMERS, QF_LOADS_YES);
+    loads(&j, QF_LOADER_PEFT, QF_LOADS_YES);
+    loads(&j, QF_LOADER_VLLM, QF_LOADS_UNTESTED);
+    assert_int_equal(says(&j, QF_LOADER_VLLM, "tensor parallel included"), 1);
+    judge("ct-w4a16", LLAMA, 1, 0, &j);
+    loads(&j, QF_LOADER_TRANSFORMERS, QF_LOADS_IF);
+    loads(&j, QF_LOADER_PEFT, QF_LOADS_UNTESTED);
+    judge("ct-w4a16", vision, 1, 0, &j);
+    loads(&j, QF_LOADER_TRANSFORMERS, QF_LOADS_UNTESTED);
+}
+
 /* Every claim has a source, and every loader is spoken of, whatever the model is. */
 static void test_sources(void **state)
 {
     static const char *const configs[] = {LLAMA, "{\"_class_name\": \"X\"}"};
-    static const char *const views[] = {"nf4", "fp4", "dq+blocksize=128", "int8"};
+    static const char *const views[] = {"nf4",       "fp4", "dq+blocksize=128", "int8",
+                                        "ao-int8dq", "fp8", "ct-w8a8"};
     (void)state;
-    for (size_t i = 0; i < 8; i++) {
+    for (size_t i = 0; i < 14; i++) {
         struct qf_loader_judgement j;
         bool spoken[QF_LOADER_COUNT] = {false};
         judge(views[i / 2], configs[i % 2], 1, 0, &j);
@@ -181,7 +214,8 @@ int main(void)
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_transformers), cmocka_unit_test(test_circumstances),
         cmocka_unit_test(test_vllm),         cmocka_unit_test(test_diffusers),
-        cmocka_unit_test(test_sources),      cmocka_unit_test(test_names),
+        cmocka_unit_test(test_scaled),       cmocka_unit_test(test_sources),
+        cmocka_unit_test(test_names),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
