@@ -334,13 +334,19 @@ static int append_end(struct list *l, struct qf_path path)
 static int append_ends(struct list *l)
 {
     struct qf_planner *p = l->p;
+    struct qf_path last = {"", 0};
     int rc = 0;
     for (size_t i = 0; rc == 0 && i < p->names.count; i++) {
         const struct qf_named *named = &p->names.items[i];
-        struct qf_path path;
-        if (is_linear_kept(p->out->decisions[named->index].reason) &&
-            is_kept_weight(p, named->index, &path))
+        struct qf_path path = {named->name, strlen(named->name)};
+        enum qf_reason reason = p->out->decisions[named->index].reason;
+        bool experts = reason != QF_REASON_QUANTIZED && experts_module(&path);
+        if (!experts &&
+            !(is_linear_kept(reason) && is_kept_weight(p, named->index, &path)))
+            continue;
+        if (qf_path_compare(path, last) != 0)
             rc = append_end(l, path);
+        last = path;
     }
     return rc;
 }

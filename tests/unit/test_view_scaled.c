@@ -294,6 +294,7 @@ static void test_experts(void **state)
     plan(&p, "fp8", "{}", moe, 4);
     assert_int_equal(p.policy.decisions[1].reason, QF_REASON_EXPERTS);
     assert_true(lists(&p, P "mlp.experts"));
+    assert_true(lists(&p, "layers.0.mlp.experts"));
     assert_true(lists(&p, P "mlp.gate"));
     assert_false(lists(&p, P "mlp.experts.0.up_proj"));
     qf_policy_fini(&p.policy);
