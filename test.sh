@@ -163,6 +163,7 @@ test_loaders() {
     with_libraries export tests/loaders/export.py
     with_libraries diff tests/loaders/diff.py
     with_libraries examples tests/loaders/examples.py
+    with_libraries modules tests/loaders/scaled_modules.py
     # In the long tier every dtype of every model.
     if [ $matrix = 0 ]; then
         with_libraries scaled tests/loaders/scaled.py

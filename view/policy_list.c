@@ -366,8 +366,8 @@ static int check_loadable(struct list *l)
 {
     struct qf_planner *p = l->p;
     if (l->family == QF_FAMILY_COMPRESSED_TENSORS && has_experts(p))
-        return qf_planner_give_up(p, "transformers cannot load compressed-tensors with "
-                                     "experts that are left as they are");
+        return qf_planner_give_up(p, "transformers takes experts in a model of "
+                                     "compressed-tensors for packed ones");
     if (l->family != QF_FAMILY_TORCHAO)
         return 0;
     if (p->count > QF_TORCHAO_TENSORS_MAX)
