@@ -101,6 +101,12 @@ static bool torchao_transformers(const struct facts *f)
     return is_torchao(f) && !f->diffusers;
 }
 
+static bool is_mamba_torchao_int8(const struct facts *f)
+{
+    return is_mamba(f) && is_torchao(f) &&
+           qf_codec_info(f->codec)->scaled == QF_SCALED_I8_MUL;
+}
+
 static bool is_fp8(const struct facts *f)
 {
     return f->family == QF_FAMILY_FP8;
@@ -237,6 +243,9 @@ static const struct rule scaled[] = {
       "torchao 0.16 or later is installed, and the class is the one that config.json "
       "names: torchao finds a weight by its name in the file",
       SCALED ": load, bytes, forward"}},
+    {is_mamba_torchao_int8,
+     {QF_LOADER_TRANSFORMERS, QF_LOADS_NO,
+      "loads, but its forward pass fails, without a view too", "torchao 0.18"}},
     {is_fp8,
      {QF_LOADER_TRANSFORMERS, QF_LOADS_YES,
       "from_pretrained(PATH); without a GPU it computes with dequantized weights",

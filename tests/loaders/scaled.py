@@ -218,6 +218,22 @@ class Cell:
                    for f in os.listdir(path))
         self.say(view, "passes through", None if same else "the files differ")
 
+    def export(self, view):
+        """Published as plain files, in other shards."""
+        out = os.path.join(os.path.dirname(self.mount.store), "exported",
+                           self.dtype_name, view)
+        os.makedirs(os.path.dirname(out), exist_ok=True)
+        rc, _, err = qfmount.run("export", "--view", view, "--max-shard-size", "200KB",
+                                 self.source, out)
+        if rc != 0:
+            return self.say(view, "export", err)
+        model, complaints = self.load(out)
+        want = L.read(self.mount.path(view, self.dtype_name, self.name))[0]
+        files = [f for f in os.listdir(out) if f.endswith(".safetensors")]
+        if len(files) < 5:
+            complaints.append(f"{len(files)} shards")
+        self.say(view, "export", complaints or L.compare(want, out))
+
     def train(self, view):
         path = self.mount.path(view, self.dtype_name, self.name)
         model, _ = self.load(path)
@@ -232,6 +248,8 @@ class Cell:
         if self.name == "llama":
             for view in ("ao-int8wo", "ao-float8wo", "fp8"):
                 self.guard(view, self.train, view)
+            for view in ("ao-int8wo", "fp8", "ct-w4a16"):
+                self.guard(view, self.export, view)
 
     def guard(self, view, call, *args):
         try:

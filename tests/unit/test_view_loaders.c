@@ -175,6 +175,10 @@ static void test_scaled(void **state)
     judge("ct-w4a16", LLAMA, 1, 0, &j);
     loads(&j, QF_LOADER_TRANSFORMERS, QF_LOADS_IF);
     loads(&j, QF_LOADER_PEFT, QF_LOADS_UNTESTED);
+    judge("ao-int8dq", "{\"model_type\": \"mamba\"}", 1, 0, &j);
+    loads(&j, QF_LOADER_TRANSFORMERS, QF_LOADS_NO);
+    judge("ao-float8wo", "{\"model_type\": \"mamba\"}", 1, 0, &j);
+    loads(&j, QF_LOADER_TRANSFORMERS, QF_LOADS_IF);
     judge("ct-w4a16", vision, 1, 0, &j);
     loads(&j, QF_LOADER_TRANSFORMERS, QF_LOADS_UNTESTED);
 }
