@@ -18,6 +18,7 @@
 
 #include "base/limits.h"
 #include "quant/backend.h"
+#include "quant/gguf.h"
 #include "quant/kernels.h"
 
 #define BUFFER_ALIGN 64
@@ -302,6 +303,24 @@ static int encode_int8(struct work *w, const struct qf_job *job)
     return 0;
 }
 
+static int encode_gguf(struct work *w, const struct qf_job *job)
+{
+    enum qf_gguf_block block = qf_gguf_block_of(w->plan->spec.codec);
+    qf_kernel_gguf *kernel = w->kernels->gguf[block][w->plan->spec.dtype];
+    uint8_t *out = slice_of(job, QF_PART_CODES);
+    size_t piece = w->piece_max / QF_GGUF_BLOCK * QF_GGUF_BLOCK;
+    for (uint64_t at = w->first; at < w->end; at += piece) {
+        size_t count = w->end - at < piece ? (size_t)(w->end - at) : piece;
+        const void *src;
+        int rc = fetch(w, at, count, &src);
+        if (rc != 0)
+            return rc;
+        kernel(src, count / QF_GGUF_BLOCK, out);
+        out += count / QF_GGUF_BLOCK * qf_gguf_block_size(block);
+    }
+    return 0;
+}
+
 /* The bytes between the slices of a record are zero. */
 static void clear_gaps(const struct qf_job *job)
 {
@@ -340,6 +359,8 @@ static int encode_job(const struct cpu_backend *cpu, struct buffers *buffers,
             return -ENOMEM;
     }
     clear_gaps(job);
+    if (qf_codec_info(plan->spec.codec)->family == QF_FAMILY_GGUF)
+        return encode_gguf(&w, job);
     return plan->spec.codec == QF_CODEC_INT8 ? encode_int8(&w, job)
                                              : encode_4bit(&w, job);
 }
