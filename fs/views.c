@@ -93,7 +93,7 @@ int qf_views_find(struct qf_views *views, const char *name, char out[QF_VIEW_NAM
     struct qf_err err = {""};
     int rc = qf_view_parse(name, strlen(name), &view, &err);
     if (rc == 0 && !is_listed(views, view.name)) {
-        if (!has_codec(views, view.codec))
+        if (qf_view_is_default(view.codec) && !has_codec(views, view.codec))
             return -ENOENT;
         rc = qf_views_make(views, view.name, &made, &err); /* the policy may forbid */
         if (rc == 0) {

@@ -6,6 +6,7 @@
 #ifndef QF_VIEW_NAMES_H
 #define QF_VIEW_NAMES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -22,6 +23,10 @@ extern "C" {
 #define QF_VIEW_NAME_SIZE 256
 #define QF_VIEWS_MAX      32
 
+/* Of the setting "group": powers of two. */
+#define QF_GROUP_MIN 16u
+#define QF_GROUP_MAX 4096u
+
 /* Names of modules (view/overrides.h says how they match). */
 struct qf_patterns {
     size_t count;
@@ -34,6 +39,7 @@ struct qf_view {
     char name[QF_VIEW_NAME_SIZE]; /* directory in the mount's root */
     enum qf_codec codec;
     uint32_t blocksize;    /* 4-bit codecs */
+    uint32_t group;        /* scaled codecs: elements that share a scale; 0: a row */
     enum qf_dtype storage; /* of 4-bit codes */
     enum qf_dtype dtype;   /* D for every model; QF_DTYPE_NONE: each model's own */
     enum qf_dtype compute; /* bnb_4bit_compute_dtype; QF_DTYPE_NONE: D */
@@ -63,6 +69,10 @@ void qf_view_append_listed(const struct qf_view *view, struct qf_buf *out);
 struct qf_codec_spec qf_view_spec(const struct qf_view *view, enum qf_dtype dtype);
 /* "nf4:int8:dq:fp4" */
 extern const char qf_view_default_list[];
+/* Whether a mount lists the codec's view without being told to. */
+bool qf_view_is_default(enum qf_codec codec);
+/* All that a view can be called, without settings: "nf4, fp4, …". */
+void qf_view_append_codecs(struct qf_buf *out);
 
 #ifdef __cplusplus
 }
