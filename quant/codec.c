@@ -22,7 +22,7 @@
 
 #define RECORD_ALIGN 64u
 /* What a cache may put around a record. */
-#define RECORD_SIZE_MAX (QF_STORED_SIZE_MAX - 64u)
+#define RECORD_SIZE_MAX (QF_RECORD_SIZE_MAX - 64u)
 /* Codes of an I32 of the packed codec that has most. */
 #define PACKED_MULTIPLE 8u
 /* Elements of a tensor: sizes of parts, in bytes, stay far from 2^64. */

@@ -5,7 +5,7 @@
 #include "quant/gguf.h"
 
 /* What a cache may put around a record. */
-#define RECORD_SIZE_MAX (QF_STORED_SIZE_MAX - 64u)
+#define RECORD_SIZE_MAX (QF_RECORD_SIZE_MAX - 64u)
 
 static const struct qf_gguf_info infos[] = {
     {"Q8_0", 8, 7, QF_DTYPE_NONE}, {"Q4_0", 2, 2, QF_DTYPE_NONE},

@@ -221,9 +221,12 @@ static void test_scaled(void **state)
         assert_true(e->max_abs > 0 && (v == 9 || e->max_abs < most[v]));
         assert_true(qf_errors_cosine(e) > 0.99);
     }
-    /* The same records: the same errors. A scale for each block is better than one for
-     * a row with a larger block in it. */
+    /* The same records, made once: the same errors. A scale for each block is better
+     * than one for a row with a larger block in it. */
     assert_true(q->cells[0].errors.error == q->cells[1].errors.error);
+    struct qf_engine_stats stats;
+    qf_engine_stats(c.engine, &stats);
+    assert_int_equal(stats.chunks_encoded, 9);
     assert_true(q->cells[3].errors.error < q->cells[2].errors.error);
     /* Like with like: three views of bytes, three of E4M3; others stand alone. */
     assert_int_equal(got->pair_count, 6);

@@ -244,7 +244,7 @@ static void check_chunks(const struct qf_plan *p)
             end = off + size;
         }
         assert_int_equal(qf_plan_chunk_size(p, c), end);
-        assert_true(end <= QF_STORED_SIZE_MAX - 64 || count == p->cols ||
+        assert_true(end <= QF_RECORD_SIZE_MAX - 64 || count == p->cols ||
                     (p->spec.codec == QF_CODEC_FP8 && count == p->cols * QF_FP8_BLOCK));
     }
     assert_int_equal(elems, p->elem_count);
@@ -396,6 +396,19 @@ static void test_parts_scaled(void **state)
     assert_true(shape[0] == 3 && shape[1] == 256);
 }
 
+/* A band of fp8 is one record, which a store takes up to the widest rows of models. */
+static void test_band_size(void **state)
+{
+    (void)state;
+    struct qf_plan p = plan_of(QF_CODEC_FP8, QF_BF16, 256, 31232);
+    assert_int_equal(p.chunk_count, 2);
+    assert_true(qf_plan_chunk_size(&p, 1) <= QF_STORED_SIZE_MAX);
+    p = plan_of(QF_CODEC_FP8, QF_BF16, 256, 31360);
+    assert_int_equal(p.chunk_count, 2);
+    assert_true(qf_plan_chunk_size(&p, 1) > QF_STORED_SIZE_MAX);
+    check_chunks(&p);
+}
+
 /* Codecs that share their records have the same parts. */
 static void test_records_shared(void **state)
 {
@@ -513,7 +526,8 @@ int main(void)
         cmocka_unit_test(test_transposed),     cmocka_unit_test(test_chunks),
         cmocka_unit_test(test_empty),          cmocka_unit_test(test_storage),
         cmocka_unit_test(test_refused),        cmocka_unit_test(test_parts_scaled),
-        cmocka_unit_test(test_records_shared), cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_records_shared), cmocka_unit_test(test_band_size),
+        cmocka_unit_test(test_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
