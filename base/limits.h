@@ -14,8 +14,12 @@
 #define QF_TENSOR_RANK_MAX 32
 /* Elements of one chunk of a quantized tensor, before whole rows are made of it. */
 #define QF_CHUNK_ELEMS (1u << 20)
-/* Bytes of one cached value: what a memcached or Redis server stores without waste. */
-#define QF_STORED_SIZE_MAX 1000000u
+/* Bytes of one chunk record, where its rows and blocks allow it: what a memcached or
+ * Redis server stores without waste. */
+#define QF_RECORD_SIZE_MAX 1000000u
+/* Bytes of one cached value: larger records are for bands of fp8, 128 rows of up to
+ * 31,000 columns, and for very long rows. */
+#define QF_STORED_SIZE_MAX 4000000u
 /* Source bytes that a CPU thread reads and encodes at a time: half of a small L2. */
 #define QF_PIECE_SIZE (256u << 10)
 /* Kinds of models inside a composite model (vision, text, …) that rules are taken of.

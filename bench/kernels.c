@@ -15,7 +15,7 @@ int main(int argc, char **argv)
     struct qf_measure_options options = {
         .size = mib << 20,
         .passes = argc > 2 ? (unsigned)strtoul(argv[2], NULL, 10) : 7,
-        .scaled = true,
+        .others = true,
         .casts = true,
     };
     for (int d = 0; d < QF_FLOAT_COUNT; d++) {

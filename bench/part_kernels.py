@@ -6,7 +6,7 @@ import subprocess
 from common import Skip, Table
 
 KERNELS = ("nf4", "fp4", "dq", "int8", "ao-int8wo", "ct-w8a8", "ct-w8a16", "ct-w4a16",
-           "ao-float8wo", "ao-float8wo-e5m2", "fp8")
+           "ao-float8wo", "ao-float8wo-e5m2", "fp8", "q8_0", "q4_0", "q5_1")
 
 
 def measure(ctx):

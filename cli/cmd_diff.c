@@ -411,7 +411,8 @@ const struct qf_cli_command qf_cmd_diff = {
         "Tells what each VIEW (nf4, ao-int8wo, fp8, also with settings) costs a model "
         "against its source: mean squared error, largest error, signal to noise "
         "(SQNR), cosine, size and bits per weight, for every tensor and in total, and "
-        "the share of codes that differ between two 4-bit views. Reads through the "
+        "the share of codes that differ between two views with codes alike. Reads "
+        "through the "
         "cache of a mount with the same options.",
     .options = options,
     .operands = (const struct qf_cli_operand[]){{.word = "VIEW", .repeats = true}, {0}},

@@ -207,9 +207,13 @@ static int append_part(struct qf_read *read, const struct qf_span *span, uint64_
     return -EIO;
 }
 
-static int read_source(struct qf_read *read, void *to, size_t size, uint64_t off)
+/* `off` counts from the tensor's first byte. */
+static int read_source(struct qf_read *read, uint32_t tensor, void *to, size_t size,
+                       uint64_t off)
 {
-    int rc = qf_srcfile_read(read->file->src, to, size, off);
+    const qf_srcfile *src = qf_shard_file_source(read->file, tensor)->src;
+    off += read->file->layout->tensors[tensor].src->off;
+    int rc = qf_srcfile_read(src, to, size, off);
     if (rc == 0)
         atomic_fetch_add(&read->engine->count.source_bytes_read, size);
     return rc;
@@ -218,8 +222,7 @@ static int read_source(struct qf_read *read, void *to, size_t size, uint64_t off
 static int append_source(struct qf_read *read, const struct qf_span *span, uint64_t off,
                          size_t size)
 {
-    const struct qf_tensor *src = read->file->layout->tensors[span->tensor].src;
-    return read_source(read, append_space(read, size), size, src->off + off);
+    return read_source(read, span->tensor, append_space(read, size), size, off);
 }
 
 /* A kept tensor in another dtype: whole elements are converted, and the bytes asked for
@@ -241,8 +244,7 @@ static int append_cast(struct qf_read *read, const struct qf_span *span, uint64_
         uint64_t elem = off / to_size;
         uint64_t left = (off + size + to_size - 1) / to_size - elem;
         size_t count = left < CAST_ELEMS ? (size_t)left : CAST_ELEMS;
-        rc = read_source(read, from, count * from_size,
-                         tensor->src->off + elem * from_size);
+        rc = read_source(read, span->tensor, from, count * from_size, elem * from_size);
         if (rc != 0)
             break;
         cast(from, count, to);
@@ -275,9 +277,32 @@ static int append_span(struct qf_read *read, const struct qf_span *span, uint64_
     return -EIO;
 }
 
+/* Whether what [off, off + size) is made of is still what it was. The header is made of
+ * all sources; one that has changed spoils nobody who reads of another one. */
+static int check_sources(const qf_shard_file *file, uint64_t off, uint64_t size)
+{
+    const struct qf_layout *layout = file->layout;
+    const struct qf_shard_source *last = NULL;
+    int rc = 0;
+    if (file->source_count == 1)
+        return qf_shard_file_check(file);
+    for (size_t i = qf_layout_find(layout, off);
+         rc == 0 && i < layout->span_count && layout->spans[i].off < off + size; i++) {
+        const struct qf_span *span = &layout->spans[i];
+        if (span->kind == QF_SPAN_HEADER)
+            return qf_shard_file_check(file);
+        const struct qf_shard_source *source = qf_shard_file_source(file, span->tensor);
+        if (source != last)
+            rc = qf_srcfile_check(source->src);
+        last = source;
+    }
+    return rc;
+}
+
 static int fill(struct qf_read *read, uint64_t off, size_t size)
 {
     const struct qf_layout *layout = read->file->layout;
+    const uint64_t begin = off, total = size;
     for (size_t i = qf_layout_find(layout, off); size > 0; i++) {
         assert(i < layout->span_count);
         const struct qf_span *span = &layout->spans[i];
@@ -289,7 +314,7 @@ static int fill(struct qf_read *read, uint64_t off, size_t size)
         off += n;
         size -= n;
     }
-    return qf_srcfile_check(read->file->src);
+    return check_sources(read->file, begin, total);
 }
 
 static int read_new(qf_shard_file *file, uint64_t off, size_t size,
@@ -343,7 +368,7 @@ static int serve(struct qf_read *read, uint64_t off)
     size_t size = read->capacity;
     if (qf_sealed_read(read->file, read->buffer, size, off)) {
         append_space(read, size);
-        return qf_srcfile_check(read->file->src);
+        return check_sources(read->file, off, size);
     }
     atomic_store(&read->file->sealed.was_read, true);
     qf_prefetch_note(read->file, off, size);

@@ -15,13 +15,14 @@
 
 #include "base/bytes.h"
 #include "base/limits.h"
+#include "quant/gguf.h"
 #include "quant/kernels.h"
 #include "quant/qstate.h"
 #include "quant/tables.h"
 
 #define RECORD_ALIGN 64u
 /* What a cache may put around a record. */
-#define RECORD_SIZE_MAX (QF_STORED_SIZE_MAX - 64u)
+#define RECORD_SIZE_MAX (QF_RECORD_SIZE_MAX - 64u)
 /* Codes of an I32 of the packed codec that has most. */
 #define PACKED_MULTIPLE 8u
 /* Elements of a tensor: sizes of parts, in bytes, stay far from 2^64. */
@@ -46,6 +47,13 @@ static const struct qf_codec_info infos[QF_CODEC_COUNT] = {
                            QF_SCALED_I8_PACKED, 128},
     [QF_CODEC_CT_W4A16] = {"ct-w4a16", QF_FAMILY_COMPRESSED_TENSORS,
                            QF_SCALED_I4_PACKED, 128},
+    [QF_CODEC_GGUF_Q8_0] = {"gguf-q8_0", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_Q4_0] = {"gguf-q4_0", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_Q4_1] = {"gguf-q4_1", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_Q5_0] = {"gguf-q5_0", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_Q5_1] = {"gguf-q5_1", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_F16] = {"gguf-f16", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_BF16] = {"gguf-bf16", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
 };
 
 const struct qf_codec_info *qf_codec_info(enum qf_codec codec)
@@ -378,6 +386,9 @@ int qf_codec_plan(const struct qf_codec_spec *spec, enum qf_dtype src_dtype,
         break;
     case QF_FAMILY_BNB_INT8:
         plan_int8(out);
+        break;
+    case QF_FAMILY_GGUF:
+        rc = qf_gguf_plan(out, err);
         break;
     default:
         rc = plan_scaled(out, err);

@@ -43,6 +43,13 @@ enum qf_codec {
     QF_CODEC_CT_W8A8,
     QF_CODEC_CT_W8A16,
     QF_CODEC_CT_W4A16,
+    QF_CODEC_GGUF_Q8_0,
+    QF_CODEC_GGUF_Q4_0,
+    QF_CODEC_GGUF_Q4_1,
+    QF_CODEC_GGUF_Q5_0,
+    QF_CODEC_GGUF_Q5_1,
+    QF_CODEC_GGUF_F16,
+    QF_CODEC_GGUF_BF16,
     QF_CODEC_COUNT
 };
 
@@ -53,7 +60,8 @@ enum qf_family {
     QF_FAMILY_TORCHAO,
     QF_FAMILY_FP8, /* transformers' and vLLM's quant_method "fp8", blocks of 128 x 128
                     */
-    QF_FAMILY_COMPRESSED_TENSORS
+    QF_FAMILY_COMPRESSED_TENSORS,
+    QF_FAMILY_GGUF /* one file a model (view/gguf.h); D is the stored dtype */
 };
 
 /* The data of a codec whose elements are small numbers times a scale. Codecs with the

@@ -19,6 +19,7 @@
 
 #include "base/limits.h"
 #include "quant/backend.h"
+#include "quant/gguf.h"
 #include "quant/kernels.h"
 #include "quant/scales.h"
 
@@ -513,6 +514,26 @@ static int encode_blocks(struct work *w, const struct qf_job *job)
     return rc;
 }
 
+/* ---- GGUF ---- */
+
+static int encode_gguf(struct work *w, const struct qf_job *job)
+{
+    enum qf_gguf_block block = qf_gguf_block_of(w->plan->spec.codec);
+    qf_kernel_gguf *kernel = w->kernels->gguf[block][w->plan->spec.dtype];
+    uint8_t *out = slice_of(job, QF_PART_CODES);
+    size_t piece = w->piece_max / QF_GGUF_BLOCK * QF_GGUF_BLOCK;
+    for (uint64_t at = w->first; at < w->end; at += piece) {
+        size_t count = w->end - at < piece ? (size_t)(w->end - at) : piece;
+        const void *src;
+        int rc = fetch(w, at, count, &src);
+        if (rc != 0)
+            return rc;
+        kernel(src, count / QF_GGUF_BLOCK, out);
+        out += count / QF_GGUF_BLOCK * qf_gguf_block_size(block);
+    }
+    return 0;
+}
+
 /* ---- jobs ---- */
 
 /* The bytes between the slices of a record are zero. */
@@ -560,6 +581,8 @@ static int encode_job(const struct cpu_backend *cpu, struct buffers *buffers,
         return encode_int8(&w, job);
     case QF_FAMILY_FP8:
         return encode_blocks(&w, job);
+    case QF_FAMILY_GGUF:
+        return encode_gguf(&w, job);
     default:
         return encode_groups(&w, job);
     }

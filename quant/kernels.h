@@ -72,6 +72,19 @@ struct qf_error_lanes {
 typedef void qf_kernel_errors(const float *x, const float *y, size_t n,
                               struct qf_error_lanes *lanes);
 
+/* ggml's blocks of 32 elements (quant/gguf.h): reads blocks * 32 elements, writes the
+ * blocks as they lie in a file. */
+typedef void qf_kernel_gguf(const void *src, size_t blocks, uint8_t *out);
+
+enum qf_gguf_block {
+    QF_GGUF_Q8_0,
+    QF_GGUF_Q4_0,
+    QF_GGUF_Q4_1,
+    QF_GGUF_Q5_0,
+    QF_GGUF_Q5_1,
+    QF_GGUF_BLOCK_COUNT
+};
+
 struct qf_kernels {
     const char *name;
     qf_kernel_4bit *nf4[QF_FLOAT_COUNT];
@@ -86,6 +99,7 @@ struct qf_kernels {
     qf_kernel_dequant_4bit *dequant_4bit;
     qf_kernel_dequant_int8 *dequant_int8;
     qf_kernel_errors *errors;
+    qf_kernel_gguf *gguf[QF_GGUF_BLOCK_COUNT][QF_FLOAT_COUNT];
 };
 
 /* Levels in rising order; each contains those before it. */

@@ -6,6 +6,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "quant/gguf.h"
 #include "quant/scales.h"
 
 #define CHUNK        ((size_t)1 << 20)
@@ -46,8 +47,9 @@ static const enum qf_codec scaled_codecs[QF_SCALED_COUNT - 1] = {
 
 const char *qf_measured_name(enum qf_measured what)
 {
-    static const char *const names[QF_MEASURE_SCALED] = {"memcpy", "nf4", "fp4", "dq",
-                                                         "int8"};
+    static const char *const names[QF_MEASURE_SCALED] = {"memcpy", "nf4",  "fp4",
+                                                         "dq",     "int8", "q8_0",
+                                                         "q4_0",   "q5_1"};
     static const char *const casts[QF_FLOAT_COUNT] = {"to F32", "to F16", "to BF16"};
     if (what < QF_MEASURE_SCALED)
         return names[what];
@@ -108,6 +110,15 @@ static void run_chunk(struct measure *m, const struct bench_case *b, const char 
             k->int8[m->dtype](in + i * m->width, ROW, scb, (int8_t *)out + i);
         }
         break;
+    case QF_MEASURE_Q8_0:
+        k->gguf[QF_GGUF_Q8_0][m->dtype](in, CHUNK / QF_GGUF_BLOCK, (uint8_t *)out);
+        break;
+    case QF_MEASURE_Q4_0:
+        k->gguf[QF_GGUF_Q4_0][m->dtype](in, CHUNK / QF_GGUF_BLOCK, (uint8_t *)out);
+        break;
+    case QF_MEASURE_Q5_1:
+        k->gguf[QF_GGUF_Q5_1][m->dtype](in, CHUNK / QF_GGUF_BLOCK, (uint8_t *)out);
+        break;
     default:
         if (b->what < QF_MEASURE_CASTS) {
             run_scaled(m, k, scaled_codecs[b->what - QF_MEASURE_SCALED], in, out);
@@ -153,10 +164,10 @@ static void fill(struct measure *m, size_t size)
 static bool is_wanted(const struct measure *m, int what,
                       const struct qf_measure_options *options)
 {
-    if (what < QF_MEASURE_SCALED)
+    if (what < QF_MEASURE_Q8_0)
         return true;
     if (what < QF_MEASURE_CASTS)
-        return options->scaled;
+        return options->others;
     int to = what - QF_MEASURE_CASTS;
     return options->casts && to != (int)m->dtype && to != (int)QF_F32;
 }

@@ -30,6 +30,9 @@ enum qf_measured {
     QF_MEASURE_FP4,
     QF_MEASURE_DQ, /* nf4, then its absmax once more */
     QF_MEASURE_INT8,
+    QF_MEASURE_Q8_0, /* GGUF's; _1 is as fast as _0 */
+    QF_MEASURE_Q4_0,
+    QF_MEASURE_Q5_1,
     QF_MEASURE_SCALED,
     QF_MEASURE_CASTS = QF_MEASURE_SCALED + QF_SCALED_COUNT - 1,
     QF_MEASURE_COUNT = QF_MEASURE_CASTS + QF_FLOAT_COUNT
@@ -40,7 +43,7 @@ const char *qf_measured_name(enum qf_measured what);
 struct qf_measure_options {
     size_t size;     /* of the source: better larger than every cache */
     unsigned passes; /* 1 … QF_MEASURE_PASSES_MAX, after one that warms up */
-    bool scaled;     /* scaled codecs, too */
+    bool others;     /* also what is not bitsandbytes': GGUF, scaled codecs */
     bool casts;
     bool (*stop)(void *arg); /* true: end soon, with -EINTR. May be NULL */
     void *arg;

@@ -35,6 +35,7 @@ struct qf_span {
 
 struct qf_layout_tensor {
     const struct qf_tensor *src; /* borrowed from the shard */
+    uint32_t source;             /* which of the file's sources has it */
     enum qf_dtype out_dtype;     /* of a kept tensor */
     struct qf_plan *plan;        /* owned; NULL for a kept tensor */
 };

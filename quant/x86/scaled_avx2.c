@@ -103,24 +103,37 @@ INLINE __m256i int_codes(__m256 y, float limit)
     return _mm256_cvtps_epi32(_mm256_and_ps(y, number));
 }
 
+/* |y| below the smallest normal number, and NaN. */
+INLINE __m256i small_codes(struct qf_float8 format, __m256i code, __m256 a,
+                           __m256 small)
+{
+    const __m256 denormal = _mm256_set1_ps(format.denormal);
+    __m256i sum = _mm256_castps_si256(_mm256_add_ps(a, denormal));
+    sum = _mm256_sub_epi32(sum, _mm256_castps_si256(denormal));
+    code = _mm256_blendv_epi8(code, sum, _mm256_castps_si256(small));
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    return _mm256_blendv_epi8(code, _mm256_set1_epi32(QF_F8_NAN), nan);
+}
+
 INLINE __m256i float_codes(struct qf_float8 format, __m256 x, __m256 y)
 {
     const int shift = 23 - (int)format.mantissa;
-    const __m256i smallest = _mm256_set1_epi32((int)((128 - format.bias) << 23));
-    const __m256i up =
-        _mm256_set1_epi32((int)((128 - format.bias + (uint32_t)shift) << 23));
-    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(y, y, _CMP_UNORD_Q));
+    const uint32_t half = 1u << (shift - 1);
+    const uint32_t smallest = (128 - format.bias) << 23;
+    const __m256i rebias =
+        _mm256_set1_epi32((int)(half - 1 - ((127 - format.bias) << 23)));
     __m256 a = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), y);
     a = _mm256_min_ps(_mm256_set1_ps(format.max), a);
-    __m256i exponent =
-        _mm256_and_si256(_mm256_castps_si256(a), _mm256_set1_epi32(0x7f800000));
-    exponent =
-        _mm256_max_epi32(_mm256_sub_epi32(exponent, smallest), _mm256_setzero_si256());
-    __m256i power = _mm256_add_epi32(exponent, up);
-    __m256i sum = _mm256_castps_si256(_mm256_add_ps(a, _mm256_castsi256_ps(power)));
-    __m256i code = _mm256_add_epi32(_mm256_sub_epi32(sum, power),
-                                    _mm256_srli_epi32(exponent, shift));
-    code = _mm256_blendv_epi8(code, _mm256_set1_epi32(QF_F8_NAN), nan);
+    __m256i bits = _mm256_castps_si256(a);
+    __m256i odd =
+        _mm256_and_si256(_mm256_srli_epi32(bits, shift), _mm256_set1_epi32(1));
+    __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, rebias), odd);
+    __m256i code = _mm256_srli_epi32(sum, shift);
+    __m256 small =
+        _mm256_cmp_ps(a, _mm256_castsi256_ps(_mm256_set1_epi32((int)smallest)),
+                      _CMP_NGE_UQ);
+    if (_mm256_movemask_ps(small) != 0)
+        code = small_codes(format, code, a, small);
     __m256i sign = _mm256_srli_epi32(_mm256_castps_si256(x), 24);
     return _mm256_or_si256(code, _mm256_and_si256(sign, _mm256_set1_epi32(0x80)));
 }

@@ -3,10 +3,9 @@
  * rounded; divisions are true ones, for memory is slower than they are. The elements
  * past a group's last multiple of 16 are masked off.
  *
- * An 8-bit float is rounded by one addition: to |y|, of exponent e or that of the
- * format's smallest normal number, a power of two is added whose ulp is the format's at
- * e. What the sum is above that power are mantissa bits, the leading one included;
- * the exponent, from the smallest normal number on, is added to them. */
+ * An 8-bit float is rounded as an integer: to the bits of |y| just below half of the
+ * format's last place is added, and one more where that place is odd; the exponent
+ * takes the carry. Small ones, of which most vectors have none, are done otherwise. */
 #include <immintrin.h>
 #include <string.h>
 
@@ -113,25 +112,40 @@ INLINE __m512i int_codes(__m512 y, float limit)
     return _mm512_maskz_cvtps_epi32(number, y);
 }
 
+/* |y| below the smallest normal number: the sum of it and `denormal` is rounded at the
+ * last bit of the format. And NaN. */
+INLINE __m512i small_codes(struct qf_float8 format, __m512i code, __m512 a,
+                           __mmask16 small)
+{
+    const __m512 denormal = _mm512_set1_ps(format.denormal);
+    __m512i sum = _mm512_castps_si512(_mm512_add_ps(a, denormal));
+    __mmask16 nan = _mm512_cmp_ps_mask(a, a, _CMP_UNORD_Q);
+    code = _mm512_mask_sub_epi32(code, small, sum, _mm512_castps_si512(denormal));
+    return _mm512_mask_mov_epi32(code, nan, _mm512_set1_epi32(QF_F8_NAN));
+}
+
 INLINE __m512i float_codes(struct qf_float8 format, __m512 x, __m512 y)
 {
-    const int shift = 23 - (int)format.mantissa;
-    const __m512i smallest = _mm512_set1_epi32((int)((128 - format.bias) << 23));
-    const __m512i up =
-        _mm512_set1_epi32((int)((128 - format.bias + (uint32_t)shift) << 23));
-    __mmask16 nan = _mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q);
+    const unsigned shift = 23 - format.mantissa;
+    const uint32_t half = 1u << (shift - 1);
+    const uint32_t smallest = (128 - format.bias) << 23;
+    /* From bits of binary32 to those of the format, and just below a half more. */
+    const __m512i rebias =
+        _mm512_set1_epi32((int)(half - 1 - ((127 - format.bias) << 23)));
     __m512 a = _mm512_min_ps(_mm512_set1_ps(format.max), _mm512_abs_ps(y));
-    __m512i exponent =
-        _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7f800000));
-    exponent =
-        _mm512_max_epi32(_mm512_sub_epi32(exponent, smallest), _mm512_setzero_si512());
-    __m512i power = _mm512_add_epi32(exponent, up);
-    __m512i sum = _mm512_castps_si512(_mm512_add_ps(a, _mm512_castsi512_ps(power)));
-    __m512i code = _mm512_add_epi32(_mm512_sub_epi32(sum, power),
-                                    _mm512_srli_epi32(exponent, (unsigned)shift));
-    code = _mm512_mask_mov_epi32(code, nan, _mm512_set1_epi32(QF_F8_NAN));
+    __m512i bits = _mm512_castps_si512(a);
+    __mmask16 odd = _mm512_test_epi32_mask(bits, _mm512_set1_epi32(1 << shift));
+    __m512i sum = _mm512_add_epi32(bits, rebias);
+    sum = _mm512_mask_add_epi32(sum, odd, sum, _mm512_set1_epi32(1));
+    __m512i code = _mm512_srli_epi32(sum, shift);
+    __mmask16 small =
+        _mm512_cmp_ps_mask(a, _mm512_castsi512_ps(_mm512_set1_epi32((int)smallest)),
+                           _CMP_NGE_UQ);
+    if (small != 0)
+        code = small_codes(format, code, a, small);
     __m512i sign = _mm512_srli_epi32(_mm512_castps_si512(x), 24);
-    return _mm512_or_si512(code, _mm512_and_si512(sign, _mm512_set1_epi32(0x80)));
+    /* code | (sign & 0x80) */
+    return _mm512_ternarylogic_epi32(code, sign, _mm512_set1_epi32(0x80), 0xf8);
 }
 
 /* Pairs of codes to bytes, the first one in the low nibble. */

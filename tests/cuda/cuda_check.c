@@ -43,10 +43,11 @@ static void check(const struct weight *w, enum qf_codec codec, enum qf_dtype dty
     compared += compare(cuda, scalar, &spec, w, 32);
 }
 
-/* Scaled codecs are the fallback's. */
+/* The others are the fallback's. */
 static bool is_of_device(int codec)
 {
-    return qf_codec_info((enum qf_codec)codec)->scaled == QF_SCALED_NONE;
+    enum qf_family family = qf_codec_info((enum qf_codec)codec)->family;
+    return family == QF_FAMILY_BNB_4BIT || family == QF_FAMILY_BNB_INT8;
 }
 
 static void check_all(const struct weight *w, enum qf_dtype dtype)

@@ -57,13 +57,12 @@ static void write_model(const char *dir, float spoil)
 }
 
 /* adjust: changes the views' settings; may be NULL. */
-static void begin(struct ctx *c, const char *views, float spoil,
-                  void (*adjust)(struct qf_view *views))
+static void begin_in(struct ctx *c, char *dir, const char *views,
+                     void (*adjust)(struct qf_view *views))
 {
     struct qf_view parsed[QF_VIEWS_MAX];
     struct qf_engine_options options = {.thread_count = 2};
-    *c = (struct ctx){.dir = tmpdir_make()};
-    write_model(c->dir, spoil);
+    *c = (struct ctx){.dir = dir};
     assert_int_equal(qf_root_open(c->dir, &c->root, NULL), 0);
     assert_int_equal(qf_cpu_backend_open(NULL, &c->backend, NULL), 0);
     assert_int_equal(qf_store_mem_open(0, &c->store), 0);
@@ -79,6 +78,14 @@ static void begin(struct ctx *c, const char *views, float spoil,
         assert_int_equal(qf_variant_new(c->model, &parsed[i], &c->variants[i]), 0);
         assert_string_equal(c->variants[i]->reason, "");
     }
+}
+
+static void begin(struct ctx *c, const char *views, float spoil,
+                  void (*adjust)(struct qf_view *views))
+{
+    char *dir = tmpdir_make();
+    write_model(dir, spoil);
+    begin_in(c, dir, views, adjust);
 }
 
 static void end(struct ctx *c)
@@ -168,6 +175,74 @@ static void test_totals(void **state)
     end(&c);
 }
 
+/* q_proj: 256 x 384, all from -127 to 127 of a hundredth, but for the last block of
+ * fp8, which is ten times as large. */
+static void write_blocks(const char *dir)
+{
+    static float q[256 * 384];
+    for (size_t i = 0; i < 256 * 384; i++) {
+        size_t row = i / 384, col = i % 384;
+        float x = (float)((int)((i * 7 + row) % 255) - 127) * 0.01f;
+        q[i] = row >= 128 && col >= 256 ? 10 * x : x;
+    }
+    const struct stfile_tensor tensors[] = {{Q, QF_F32, 2, {256, 384}, q}};
+    stfile_write(dir, SHARD, tensors, 1);
+    tmpdir_write_text(dir, "m/config.json", CONFIG);
+}
+
+static void f32_of_views(struct qf_view *views)
+{
+    for (size_t i = 0; i < 10; i++)
+        views[i].dtype = QF_F32;
+}
+
+/* What each scaled codec may be off by: half a step of its codes at the absmax (12.7 in
+ * the lower rows), of which integers have 127.5 and 7.5, floats 16 and 8 a binade. */
+static void test_scaled(void **state)
+{
+    (void)state;
+    struct ctx c;
+    struct qf_compare *got;
+    char *dir = tmpdir_make();
+    write_blocks(dir);
+    begin_in(&c, dir,
+             "ao-int8wo:ao-int8dq:ct-w8a8:ct-w8a16:ct-w4a16:ao-float8wo:ct-fp8:fp8:"
+             "ao-float8wo-e5m2:nf4",
+             f32_of_views);
+    assert_int_equal(run(&c, &got, NULL), 0);
+    const struct qf_compare_tensor *q = find(got, Q);
+    const double codes = 256 * 384;
+    static const double most[9] = {0.06, 0.06, 0.06, 0.06, 0.86,
+                                   0.46, 0.46, 0.46, 0.92};
+    for (size_t v = 0; v < 10; v++) {
+        const struct qf_errors *e = &q->cells[v].errors;
+        assert_int_equal(q->cells[v].kind, QF_COMPARE_QUANTIZED);
+        assert_int_equal(e->count, 256 * 384);
+        assert_true(e->max_abs > 0 && (v == 9 || e->max_abs < most[v]));
+        assert_true(qf_errors_cosine(e) > 0.99);
+    }
+    /* The same records, made once: the same errors. A scale for each block is better
+     * than one for a row with a larger block in it. */
+    assert_true(q->cells[0].errors.error == q->cells[1].errors.error);
+    struct qf_engine_stats stats;
+    qf_engine_stats(c.engine, &stats);
+    assert_int_equal(stats.chunks_encoded, 9);
+    assert_true(q->cells[3].errors.error < q->cells[2].errors.error);
+    /* Like with like: three views of bytes, three of E4M3; others stand alone. */
+    assert_int_equal(got->pair_count, 6);
+    for (size_t p = 0; p < got->pair_count; p++) {
+        const struct qf_compare_pair *pair = &got->pairs[p];
+        assert_true(pair->same_map && (pair->b <= 2 || (pair->a >= 5 && pair->b <= 7)));
+        assert_true((double)pair->code_count == codes);
+        if (pair->b == 1)
+            assert_int_equal(pair->differing, 0);
+        if (pair->b == 7) /* other scales */
+            assert_true(pair->differing > 1000 && pair->differing < 256 * 384);
+    }
+    qf_compare_free(got);
+    end(&c);
+}
+
 static void other_settings(struct qf_view *views)
 {
     views[0].blocksize = 4096;
@@ -242,9 +317,8 @@ static void test_source_changes(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_totals),
-        cmocka_unit_test(test_settings),
-        cmocka_unit_test(test_not_finite),
+        cmocka_unit_test(test_scaled),         cmocka_unit_test(test_totals),
+        cmocka_unit_test(test_settings),       cmocka_unit_test(test_not_finite),
         cmocka_unit_test(test_source_changes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

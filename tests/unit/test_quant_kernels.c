@@ -263,10 +263,10 @@ static void test_measure(void **state)
     size_t count = 0, isas = (size_t)qf_isa_detect() + 1;
     struct qf_measure_options o = {.size = QF_MEASURE_SIZE_MIN, .passes = 1};
     for (int casts = 0; casts < 2; casts++) {
-        o.casts = o.scaled = casts != 0;
+        o.casts = o.others = casts != 0;
         for (int d = 0; d < QF_FLOAT_COUNT; d++) {
             size_t others =
-                casts == 0 ? 0 : (d == QF_F32 ? 2 : 1) + QF_SCALED_COUNT - 1;
+                casts == 0 ? 0 : (d == QF_F32 ? 2 : 1) + 3 + QF_SCALED_COUNT - 1;
             assert_int_equal(qf_measure_kernels(&o, (enum qf_dtype)d, rows, &count), 0);
             assert_int_equal(count, 1 + isas * (4 + others));
             assert_int_equal(rows[0].what, QF_MEASURE_MEMCPY);
