@@ -12,6 +12,12 @@
 #define QF_CONFIG_SIZE_MAX (64u << 20)
 /* Dimensions of a tensor that we accept (safetensors sets none). */
 #define QF_TENSOR_RANK_MAX 32
+/* Of a bitsandbytes checkpoint: bytes of one quant_state, elements of one 4-bit block,
+ * elements of one block of a nested absmax. */
+#define QF_BNB_STATE_SIZE_MAX       4096u
+#define QF_BNB_BLOCKSIZE_MIN        32u
+#define QF_BNB_BLOCKSIZE_MAX        4096u
+#define QF_BNB_NESTED_BLOCKSIZE_MAX 65536u
 /* Elements of one chunk of a quantized tensor, before whole rows are made of it. */
 #define QF_CHUNK_ELEMS (1u << 20)
 /* Bytes of one cached value: what a memcached or Redis server stores without waste. */

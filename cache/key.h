@@ -24,8 +24,8 @@ struct qf_key {
     uint32_t src_dtype;
     uint32_t dtype; /* D */
     uint32_t blocksize;
-    uint32_t transposed;
-    uint64_t chunk; /* number of the record: chunk, or QF_KEY_SEAL + piece */
+    uint32_t transposed; /* bit 0; bit 1: the source is itself dequantized */
+    uint64_t chunk;      /* number of the record: chunk, or QF_KEY_SEAL + piece */
 };
 
 /* Record numbers from here on are pieces of the seal record. */

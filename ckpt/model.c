@@ -215,6 +215,12 @@ static int check_quantization(struct qf_model_load *load)
     if (found == NULL)
         return 0;
     const char *method = qf_json_string(qf_json_get(found, "quant_method"));
+    load->says_bnb = method != NULL
+                         ? strcmp(method, "bitsandbytes") == 0
+                         : qf_json_is_true(qf_json_get(found, "load_in_4bit")) ||
+                               qf_json_is_true(qf_json_get(found, "load_in_8bit"));
+    if (load->says_bnb)
+        return 0;
     return qf_model_refuse(load, false, "already quantized (quant_method %s)",
                            qf_printable(method != NULL ? method : "unknown").text);
 }
@@ -286,6 +292,7 @@ static void free_sets(struct qf_model *model)
     free(model->sets);
     model->sets = NULL;
     model->set_count = 0;
+    model->is_bnb = false;
 }
 
 int qf_model_load(const qf_root *root, const char *path, struct qf_model **out,

@@ -63,6 +63,9 @@ struct qf_model {
     char *overrides_text; /* quantfs.json, unread; owned; NULL if there is none */
     size_t overrides_size;
     struct qf_ident overrides_ident;
+    /* Quantized by bitsandbytes: config.json says so, and headers are those of the
+     * plain checkpoint, in which some tensors are coded (ckpt/bnb.h). */
+    bool is_bnb;
     size_t set_count;
     struct qf_weight_set *sets; /* the set that loaders take by default comes first */
     size_t dep_count;

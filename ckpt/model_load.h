@@ -17,7 +17,8 @@ struct qf_model_load {
     const char *path;       /* of the directory */
     struct qf_model *model; /* being filled */
     size_t name_count;
-    char **names; /* of the directory, those that may matter, in byte order; owned */
+    char **names;  /* of the directory, those that may matter, in byte order; owned */
+    bool says_bnb; /* config.json has a quantization_config of bitsandbytes */
 };
 
 /* Sets the reason; returns QF_REFUSED. */
@@ -44,6 +45,10 @@ bool qf_model_is_lfs_pointer(const char *data, size_t size);
 int qf_model_load_sets(struct qf_model_load *load) QF_MUST_CHECK;
 /* model_check.c: refuses sets that contradict themselves or hold quantized tensors. */
 int qf_model_check_sets(struct qf_model_load *load) QF_MUST_CHECK;
+
+/* model_bnb.c: turns the headers of a bitsandbytes checkpoint into plain ones, or
+ * refuses it. */
+int qf_model_dequantize(struct qf_model_load *load) QF_MUST_CHECK;
 
 #ifdef __cplusplus
 }

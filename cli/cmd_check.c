@@ -62,7 +62,7 @@ static void ask_list(struct check *c, const char *list)
             ask(c, views[i].name);
 }
 
-/* A mount has views of the codecs that it lists, and no others. */
+/* A mount has views of some codecs, and no others. */
 static void forbid_codec(struct qf_check_asked *asked, const char *list)
 {
     struct qf_view views[QF_VIEWS_MAX];
@@ -70,9 +70,8 @@ static void forbid_codec(struct qf_check_asked *asked, const char *list)
     if (asked == NULL || asked->why[0] != '\0' ||
         qf_view_parse_list(list, views, &count, NULL) != 0)
         return;
-    for (size_t i = 0; i < count; i++)
-        if (views[i].codec == asked->view.codec)
-            return;
+    if (qf_views_allow(views, count, asked->view.codec))
+        return;
     snprintf(asked->why, sizeof asked->why,
              "view '%s': the mount has no view of %s (-o views=%.150s)",
              asked->view.name, qf_codec_name(asked->view.codec), list);

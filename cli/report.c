@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "cli/report.h"
 
+#include "ckpt/bnb.h"
+
 static uint64_t output_size(const struct qf_layout_tensor *tensor)
 {
     if (tensor->plan == NULL) {
@@ -13,6 +15,11 @@ static uint64_t output_size(const struct qf_layout_tensor *tensor)
         if (!tensor->plan->parts[i].hidden)
             size += tensor->plan->parts[i].size;
     return size;
+}
+
+uint64_t qf_report_stored(const struct qf_tensor *tensor)
+{
+    return tensor->coded != NULL ? tensor->coded->stored_size : tensor->size;
 }
 
 static const struct qf_layout *layout_of(const struct qf_variant *variant,
@@ -47,7 +54,7 @@ static void add_tensor(void *arg, const struct qf_layout_tensor *tensor,
     struct qf_report_view *report = arg;
     struct qf_report_reason *reason = &report->reasons[decision->reason];
     reason->count++;
-    reason->bytes_in += tensor->src->size;
+    reason->bytes_in += qf_report_stored(tensor->src);
     reason->bytes_out += bytes_out;
 }
 

@@ -40,7 +40,8 @@ static void add_pairs(struct qf_compare *compare)
         for (size_t b = a + 1; b < compare->view_count; b++) {
             enum qf_codec of_a = compare->views[a].variant->view.codec;
             enum qf_codec of_b = compare->views[b].variant->view.codec;
-            if (of_a != QF_CODEC_INT8 && of_b != QF_CODEC_INT8)
+            if (qf_codec_info(of_a)->family == QF_FAMILY_BNB_4BIT &&
+                qf_codec_info(of_b)->family == QF_FAMILY_BNB_4BIT)
                 compare->pairs[compare->pair_count++] =
                     (struct qf_compare_pair){.a = a,
                                              .b = b,

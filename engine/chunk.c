@@ -13,6 +13,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "engine/decode.h"
 #include "engine/seal.h"
 
 /* Work that nobody waits for may take this share of the memory; readers the rest. */
@@ -92,9 +93,9 @@ static int read_source(void *ctx, void *buf, size_t size, uint64_t off)
     struct qf_chunk *chunk = ctx;
     qf_shard_file *file = chunk->file;
     const struct qf_tensor *src = file->layout->tensors[chunk->id.tensor].src;
-    int rc = qf_srcfile_read(file->src, buf, size, src->off + off);
-    if (rc == 0)
-        atomic_fetch_add(&file->engine->count.source_bytes_read, size);
+    uint64_t bytes = 0;
+    int rc = qf_tensor_read(file->src, src, buf, size, off, &bytes);
+    atomic_fetch_add(&file->engine->count.source_bytes_read, bytes);
     return rc;
 }
 
@@ -205,13 +206,15 @@ static struct qf_job job_of(struct qf_chunk *chunk)
 {
     const struct qf_shard_file *file = chunk->file;
     const struct qf_layout_tensor *tensor = &file->layout->tensors[chunk->id.tensor];
+    /* What has to be computed cannot be mapped. */
+    bool stored = tensor->src->coded == NULL;
     return (struct qf_job){
         .plan = tensor->plan,
         .chunk = chunk->id.number,
         .source = {.read = read_source,
                    .account = account_source,
                    .ctx = chunk,
-                   .fd = qf_srcfile_fd(file->src),
+                   .fd = stored ? qf_srcfile_fd(file->src) : -1,
                    .fd_off = tensor->src->off},
         .record = chunk->data,
     };
@@ -382,7 +385,8 @@ struct qf_hash128 qf_record_key(const qf_shard_file *file, struct qf_record_id i
         .src_dtype = (uint32_t)plan->src_dtype,
         .dtype = (uint32_t)plan->spec.dtype,
         .blocksize = plan->spec.blocksize,
-        .transposed = plan->transposed,
+        .transposed =
+            (uint32_t)plan->transposed | (uint32_t)(tensor->src->coded != NULL) << 1,
         .chunk = id.number + piece,
     };
     return qf_key_hash(&key);

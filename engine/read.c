@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "engine/chunk.h"
+#include "engine/decode.h"
 #include "engine/seal.h"
 #include "quant/kernels.h"
 
@@ -207,19 +208,33 @@ static int append_part(struct qf_read *read, const struct qf_span *span, uint64_
     return -EIO;
 }
 
-static int read_source(struct qf_read *read, void *to, size_t size, uint64_t off)
+/* `off` counts from the tensor's first byte. */
+static int read_source(struct qf_read *read, uint32_t tensor, void *to, size_t size,
+                       uint64_t off)
 {
-    int rc = qf_srcfile_read(read->file->src, to, size, off);
-    if (rc == 0)
-        atomic_fetch_add(&read->engine->count.source_bytes_read, size);
+    const struct qf_tensor *src = read->file->layout->tensors[tensor].src;
+    uint64_t bytes = 0;
+    int rc = qf_tensor_read(read->file->src, src, to, size, off, &bytes);
+    atomic_fetch_add(&read->engine->count.source_bytes_read, bytes);
     return rc;
 }
 
 static int append_source(struct qf_read *read, const struct qf_span *span, uint64_t off,
                          size_t size)
 {
-    const struct qf_tensor *src = read->file->layout->tensors[span->tensor].src;
-    return read_source(read, append_space(read, size), size, src->off + off);
+    return read_source(read, span->tensor, append_space(read, size), size, off);
+}
+
+/* A coded tensor, straight in the dtype served. */
+static int append_decoded(struct qf_read *read, const struct qf_span *span,
+                          uint64_t off, size_t size)
+{
+    const struct qf_layout_tensor *tensor = &read->file->layout->tensors[span->tensor];
+    uint64_t bytes = 0;
+    int rc = qf_tensor_decode(read->file->src, tensor->src, tensor->out_dtype,
+                              append_space(read, size), size, off, &bytes);
+    atomic_fetch_add(&read->engine->count.source_bytes_read, bytes);
+    return rc;
 }
 
 /* A kept tensor in another dtype: whole elements are converted, and the bytes asked for
@@ -241,8 +256,7 @@ static int append_cast(struct qf_read *read, const struct qf_span *span, uint64_
         uint64_t elem = off / to_size;
         uint64_t left = (off + size + to_size - 1) / to_size - elem;
         size_t count = left < CAST_ELEMS ? (size_t)left : CAST_ELEMS;
-        rc = read_source(read, from, count * from_size,
-                         tensor->src->off + elem * from_size);
+        rc = read_source(read, span->tensor, from, count * from_size, elem * from_size);
         if (rc != 0)
             break;
         cast(from, count, to);
@@ -269,6 +283,9 @@ static int append_span(struct qf_read *read, const struct qf_span *span, uint64_
     case QF_SPAN_CAST:
         read->from_source += size;
         return append_cast(read, span, off, size);
+    case QF_SPAN_DECODED:
+        read->from_source += size;
+        return append_decoded(read, span, off, size);
     case QF_SPAN_PART:
         return append_part(read, span, off, size);
     }

@@ -84,6 +84,8 @@ static void append_settings(const struct qf_variant *variant, enum qf_dtype dtyp
 {
     const struct qf_view *view = &variant->view;
     qf_buf_appendf(out, "dtype=%s", qf_dtype_torch_name(dtype));
+    if (qf_codec_plain_dtype(view->codec) != QF_DTYPE_NONE)
+        return;
     if (view->codec == QF_CODEC_INT8)
         qf_buf_appendf(out, ",int8_threshold=%g", view->int8_threshold);
     else

@@ -44,6 +44,9 @@ static const struct qf_codec_info infos[QF_CODEC_COUNT] = {
                            QF_SCALED_I8_PACKED, 128},
     [QF_CODEC_CT_W4A16] = {"ct-w4a16", QF_FAMILY_COMPRESSED_TENSORS,
                            QF_SCALED_I4_PACKED, 128},
+    [QF_CODEC_BF16] = {"bf16", QF_FAMILY_PLAIN, QF_SCALED_NONE, 0},
+    [QF_CODEC_FP16] = {"fp16", QF_FAMILY_PLAIN, QF_SCALED_NONE, 0},
+    [QF_CODEC_FP32] = {"fp32", QF_FAMILY_PLAIN, QF_SCALED_NONE, 0},
 };
 
 const struct qf_codec_info *qf_codec_info(enum qf_codec codec)
@@ -55,6 +58,20 @@ const struct qf_codec_info *qf_codec_info(enum qf_codec codec)
 const char *qf_codec_name(enum qf_codec codec)
 {
     return qf_codec_info(codec)->name;
+}
+
+enum qf_dtype qf_codec_plain_dtype(enum qf_codec codec)
+{
+    switch (codec) {
+    case QF_CODEC_BF16:
+        return QF_BF16;
+    case QF_CODEC_FP16:
+        return QF_F16;
+    case QF_CODEC_FP32:
+        return QF_F32;
+    default:
+        return QF_DTYPE_NONE;
+    }
 }
 
 bool qf_codec_from_name(const char *name, enum qf_codec *out)
@@ -331,7 +348,7 @@ int qf_codec_plan(const struct qf_codec_spec *spec, enum qf_dtype src_dtype,
                   const uint64_t shape[2], bool transposed, struct qf_plan *out,
                   struct qf_err *err)
 {
-    assert(spec->codec < QF_CODEC_COUNT);
+    assert(qf_codec_plain_dtype(spec->codec) == QF_DTYPE_NONE);
     assert(qf_dtype_is_float(src_dtype) && qf_dtype_is_float(spec->dtype));
     *out = (struct qf_plan){
         .spec = *spec,

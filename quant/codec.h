@@ -43,6 +43,9 @@ enum qf_codec {
     QF_CODEC_CT_W8A8,
     QF_CODEC_CT_W8A16,
     QF_CODEC_CT_W4A16,
+    QF_CODEC_BF16, /* not a codec but its absence: the plain checkpoint in one dtype */
+    QF_CODEC_FP16,
+    QF_CODEC_FP32,
     QF_CODEC_COUNT
 };
 
@@ -53,7 +56,8 @@ enum qf_family {
     QF_FAMILY_TORCHAO,
     QF_FAMILY_FP8, /* transformers' and vLLM's quant_method "fp8", blocks of 128 x 128
                     */
-    QF_FAMILY_COMPRESSED_TENSORS
+    QF_FAMILY_COMPRESSED_TENSORS,
+    QF_FAMILY_PLAIN
 };
 
 /* The data of a codec whose elements are small numbers times a scale. Codecs with the
@@ -149,6 +153,9 @@ struct qf_plan {
 const struct qf_codec_info *qf_codec_info(enum qf_codec codec);
 /* Its name: "nf4", "fp4", "dq", "int8", "ao-int8wo", … */
 const char *qf_codec_name(enum qf_codec codec);
+/* The dtype of all weights under a codec of QF_FAMILY_PLAIN, which has no plans;
+ * QF_DTYPE_NONE for those that quantize. */
+enum qf_dtype qf_codec_plain_dtype(enum qf_codec codec);
 bool qf_codec_from_name(const char *name, enum qf_codec *out);
 
 /* The settings that the codec's library has by default, with model dtype D. */

@@ -22,7 +22,8 @@ enum qf_span_kind {
     QF_SPAN_HEADER, /* bytes of layout.header */
     QF_SPAN_COPY,   /* a tensor as it is stored */
     QF_SPAN_CAST,   /* a kept tensor in another dtype (tensors[].out_dtype) */
-    QF_SPAN_PART    /* a part of a quantized tensor */
+    QF_SPAN_PART,   /* a part of a quantized tensor */
+    QF_SPAN_DECODED /* a coded tensor (ckpt/bnb.h), rounded once, to out_dtype */
 };
 
 struct qf_span {

@@ -90,11 +90,43 @@ static bool is_alone(const struct facts *f)
 
 #define MATRIX   "docs/MATRIX.md"
 #define SETTINGS "tests/loaders/overrides.py"
+#define DEQUANT  "tests/loaders/dequant.py"
 
-static const struct rule {
+struct rule {
     applies_fn *applies;
     struct qf_loader_claim claim;
-} rules[] = {
+};
+
+/* Of views that quantize nothing. */
+static const struct rule plain_rules[] = {
+    {always,
+     {QF_LOADER_SAFETENSORS, QF_LOADS_YES, "every shard is a safetensors file",
+      DEQUANT}},
+    {is_transformers,
+     {QF_LOADER_TRANSFORMERS, QF_LOADS_YES,
+      "from_pretrained(PATH), as any checkpoint that is not quantized", DEQUANT}},
+    {is_diffusers,
+     {QF_LOADER_TRANSFORMERS, QF_LOADS_NO, "it is a component of a diffusers pipeline",
+      "config.json: _class_name"}},
+    {is_diffusers,
+     {QF_LOADER_DIFFUSERS, QF_LOADS_UNTESTED,
+      "views that quantize nothing have not been tried with diffusers", DEQUANT}},
+    {is_transformers,
+     {QF_LOADER_DIFFUSERS, QF_LOADS_NO, "it is a model of transformers",
+      "config.json: model_type"}},
+    {always,
+     {QF_LOADER_ACCELERATE, QF_LOADS_UNTESTED,
+      "device maps have not been tried with views that quantize nothing", DEQUANT}},
+    {is_transformers, {QF_LOADER_PEFT, QF_LOADS_YES, "LoRA trains on it", DEQUANT}},
+    {is_diffusers,
+     {QF_LOADER_PEFT, QF_LOADS_UNTESTED,
+      "adapters have not been tried with components of diffusers", DEQUANT}},
+    {always,
+     {QF_LOADER_VLLM, QF_LOADS_UNTESTED,
+      "has not been run on a view; nothing in this one is quantized", DEQUANT}},
+};
+
+static const struct rule rules[] = {
     {always,
      {QF_LOADER_SAFETENSORS, QF_LOADS_YES, "every shard is a safetensors file",
       MATRIX ": safe_open"}},
@@ -227,10 +259,14 @@ void qf_loaders_judge(const struct qf_variant *variant, const struct qf_loader_u
 {
     assert(variant->reason[0] == '\0');
     struct facts facts = gather(variant, use);
+    bool plain = qf_codec_plain_dtype(variant->view.codec) != QF_DTYPE_NONE;
+    const struct rule *table = plain ? plain_rules : rules;
+    size_t count =
+        plain ? sizeof plain_rules / sizeof *plain_rules : sizeof rules / sizeof *rules;
     *out = (struct qf_loader_judgement){0};
-    for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {
-        const struct qf_loader_claim *claim = &rules[i].claim;
-        if (!rules[i].applies(&facts))
+    for (size_t i = 0; i < count; i++) {
+        const struct qf_loader_claim *claim = &table[i].claim;
+        if (!table[i].applies(&facts))
             continue;
         out->claims[out->claim_count++] = claim;
         if (claim->loads > out->loads[claim->loader])

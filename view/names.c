@@ -44,6 +44,8 @@ static int refuse_key(const struct qf_setting_piece *piece, enum qf_codec codec,
         if (qf_setting_fits((enum qf_setting)i, codec))
             qf_buf_appendf(&allowed, "%s%s", allowed.size != 0 ? ", " : "",
                            qf_settings[i].name);
+    if (allowed.size == 0)
+        qf_buf_append_str(&allowed, "none");
     int rc = allowed.failed
                  ? -ENOMEM
                  : qf_err_set(err, -EINVAL, "%s has no setting '%.*s' (it has %.*s)",
@@ -229,6 +231,21 @@ int qf_view_parse_list(const char *list, struct qf_view views[QF_VIEWS_MAX],
     }
     *count = n;
     return 0;
+}
+
+bool qf_views_allow(const struct qf_view *listed, size_t count, enum qf_codec codec)
+{
+    struct qf_buf list = {0};
+    bool found = false;
+    for (size_t i = 0; i < count; i++) {
+        found = found || listed[i].codec == codec;
+        qf_buf_append_str(&list, i != 0 ? ":" : "");
+        qf_view_append_listed(&listed[i], &list);
+    }
+    if (!list.failed && list.size == strlen(qf_view_default_list))
+        found = found || memcmp(list.data, qf_view_default_list, list.size) == 0;
+    qf_buf_fini(&list);
+    return found;
 }
 
 void qf_view_append_listed(const struct qf_view *view, struct qf_buf *out)

@@ -6,6 +6,7 @@
 #ifndef QF_VIEW_NAMES_H
 #define QF_VIEW_NAMES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -57,6 +58,9 @@ int qf_view_parse(const char *name, size_t size, struct qf_view *out,
  * impossible settings. */
 int qf_view_parse_list(const char *list, struct qf_view views[QF_VIEWS_MAX],
                        size_t *count, struct qf_err *err) QF_MUST_CHECK;
+/* Whether a mount that lists these views has others of this codec, which somebody may
+ * look up: it lists one of them, or the views that there are by default. */
+bool qf_views_allow(const struct qf_view *listed, size_t count, enum qf_codec codec);
 /* The view's name as such a list has it. */
 void qf_view_append_listed(const struct qf_view *view, struct qf_buf *out);
 /* What the codec needs to know, for a model of dtype D. */

@@ -46,9 +46,12 @@ static bool is_truthy(const qf_json *value)
 }
 
 /* Writes out->reason when the whole model passes through. */
-static bool passes_through(const qf_json *config, const struct qf_view *view,
-                           struct qf_policy *out)
+static bool passes_through(const struct qf_planner *p, const qf_json *config,
+                           const struct qf_view *view, struct qf_policy *out)
 {
+    bool coded = false;
+    for (size_t i = 0; i < p->count; i++)
+        coded = coded || p->tensors[i]->coded != NULL;
     const char *type = qf_json_string(qf_json_get(config, "model_type"));
     for (size_t i = 0; type != NULL && i < sizeof unsupported / sizeof *unsupported;
          i++)
@@ -56,7 +59,7 @@ static bool passes_through(const qf_json *config, const struct qf_view *view,
             snprintf(out->reason, sizeof out->reason,
                      "loaders cannot take a quantized checkpoint of architecture '%s'",
                      type);
-    if (is_truthy(qf_json_get(config, "quantization_config")))
+    if (!coded && is_truthy(qf_json_get(config, "quantization_config")))
         snprintf(out->reason, sizeof out->reason,
                  "already quantized: config.json has a quantization_config");
     if (qf_rules_is_vae(config) && view->force.count == 0)
@@ -179,7 +182,8 @@ static int decide(struct qf_planner *p, const struct qf_view *view, size_t index
         return rc;
     override_rules(p, view, path, &decision->reason);
     if (decision->reason == QF_REASON_QUANTIZED) {
-        decision->transposed = qf_rules_is_conv1d(&p->rules, path);
+        /* Codes are of the weight as a Linear has it. */
+        decision->transposed = t->coded == NULL && qf_rules_is_conv1d(&p->rules, path);
         rc = judge_settings(p, view, t, decision, err);
     } else if (!qf_dtype_is_float(t->dtype)) {
         decision->reason = QF_REASON_NOT_WEIGHT;
@@ -216,11 +220,12 @@ static enum qf_dtype kept_dtype(const struct qf_planner *p, const struct qf_tens
     return qf_rules_holds_fp32(&p->rules, t->name, want) ? QF_F32 : want;
 }
 
-static void finish(struct qf_planner *p)
+static int finish(struct qf_planner *p)
 {
     struct qf_policy *out = p->out;
+    int rc = 0;
     out->count = p->count;
-    for (size_t i = 0; i < p->count; i++) {
+    for (size_t i = 0; i < p->count && rc == 0; i++) {
         struct qf_decision *decision = &out->decisions[i];
         if (decision->reason == QF_REASON_QUANTIZED) {
             decision->dtype = out->dtype;
@@ -228,8 +233,10 @@ static void finish(struct qf_planner *p)
         } else {
             decision->dtype = kept_dtype(p, p->tensors[i]);
             decision->transposed = false;
+            rc = qf_policy_check_turned(p, p->tensors[i]);
         }
     }
+    return rc;
 }
 
 static void clear_decisions(struct qf_policy *policy)
@@ -261,7 +268,12 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
                  QF_NESTED_MODELS_MAX);
         rc = -ENOTSUP;
     }
-    if (rc != 0 || passes_through(config, view, out))
+    enum qf_dtype plain = qf_codec_plain_dtype(view->codec);
+    if (rc == 0 && plain != QF_DTYPE_NONE) {
+        rc = qf_policy_plain(&p, plain);
+        goto out;
+    }
+    if (rc != 0 || passes_through(&p, config, view, out))
         goto out;
     rc = index_names(&p);
     if (rc != 0)
@@ -271,7 +283,7 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
     if (rc == 0)
         rc = qf_skip_build(&p);
     if (rc == 0)
-        finish(&p);
+        rc = finish(&p);
 
 out:
     if (rc != 0)
@@ -311,6 +323,8 @@ const char *qf_reason_text(enum qf_reason reason)
         [QF_REASON_CLOSURE] = "another module's skip entry hits it",
         [QF_REASON_COLLISION] = "the name of a part is taken",
         [QF_REASON_SHAPE] = "its shape does not fit the view's settings",
+        [QF_REASON_DEQUANTIZED] = "dequantized",
+        [QF_REASON_PLAIN] = "not quantized",
     };
     assert(reason < QF_REASON_COUNT);
     return texts[reason];
