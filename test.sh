@@ -161,6 +161,7 @@ test_loaders() {
     with_libraries loaders tests/loaders/run.py
     with_libraries overrides tests/loaders/overrides.py
     with_libraries export tests/loaders/export.py
+    with_libraries dequant tests/loaders/dequant.py
     with_libraries diff tests/loaders/diff.py
     with_libraries examples tests/loaders/examples.py
     with_libraries ecosystem tests/matrix/ecosystem.py --results "$logs/ecosystem.json"
