@@ -30,6 +30,9 @@
 /* Comparisons of a module's name with a skip entry that planning one model may take
  * (real models: less than ten million); one of a long name counts as several. */
 #define QF_POLICY_MATCHES_MAX (1u << 26)
+/* Tensors of one model whose records TorchAO's metadata holds: its loaders' time grows
+ * with the square of their number, or faster. */
+#define QF_TORCHAO_TENSORS_MAX 20000u
 /* The largest read that the kernel sends. */
 #define QF_FUSE_READ_SIZE_MAX (1u << 20)
 /* Directories that are listed to find the path of an id from before a restart: links

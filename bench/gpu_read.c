@@ -148,8 +148,9 @@ static int open_shards(struct bench *b, struct qf_err *err)
         s->layout = f->layout;
         struct qf_hash128 id =
             qf_source_id(qf_srcfile_ident(s->src), f->source->header->header_hash);
-        rc = qf_shard_file_open(b->engine, s->layout, s->src, id, 0, nothing, NULL,
-                                &s->file);
+        rc = qf_shard_file_open(b->engine, s->layout,
+                                &(struct qf_shard_source){s->src, id}, 1, 0, nothing,
+                                NULL, &s->file);
         if (rc != 0) {
             qf_srcfile_close(s->src);
             return rc;

@@ -19,11 +19,11 @@ struct qf_key {
     uint64_t tensor_size;
     uint64_t rows; /* of the weight as it is quantized */
     uint64_t cols;
-    uint32_t codec;
+    uint32_t codec; /* the first that makes records of this data */
     uint32_t revision;
     uint32_t src_dtype;
-    uint32_t dtype; /* D */
-    uint32_t blocksize;
+    uint32_t dtype;      /* D */
+    uint32_t blocksize;  /* scaled codecs: elements of a group */
     uint32_t transposed; /* bit 0; bit 1: the source is itself dequantized */
     uint64_t chunk;      /* number of the record: chunk, or QF_KEY_SEAL + piece */
 };

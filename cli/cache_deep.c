@@ -114,10 +114,11 @@ static int compare_shard(struct deep *d, const char *name,
 static int open_pair(struct deep *d, const qf_srcfile *src,
                      const struct qf_layout *layout, struct qf_hash128 source)
 {
-    int rc = qf_shard_file_open(d->engine_kept, layout, src, source, 0,
+    const struct qf_shard_source sources[] = {{src, source}};
+    int rc = qf_shard_file_open(d->engine_kept, layout, sources, 1, 0,
                                 nothing_to_release, NULL, &d->kept);
     if (rc == 0)
-        rc = qf_shard_file_open(d->engine_anew, layout, src, source, 0,
+        rc = qf_shard_file_open(d->engine_anew, layout, sources, 1, 0,
                                 nothing_to_release, NULL, &d->anew);
     return rc;
 }

@@ -62,16 +62,19 @@ static void ask_list(struct check *c, const char *list)
             ask(c, views[i].name);
 }
 
-/* A mount has views of some codecs, and no others. */
+/* A mount has views of the codecs that it lists, and of those that no mount lists by
+ * default, and no others. */
 static void forbid_codec(struct qf_check_asked *asked, const char *list)
 {
     struct qf_view views[QF_VIEWS_MAX];
     size_t count = 0;
     if (asked == NULL || asked->why[0] != '\0' ||
+        !qf_view_is_default(asked->view.codec) ||
         qf_view_parse_list(list, views, &count, NULL) != 0)
         return;
-    if (qf_views_allow(views, count, asked->view.codec))
-        return;
+    for (size_t i = 0; i < count; i++)
+        if (views[i].codec == asked->view.codec)
+            return;
     snprintf(asked->why, sizeof asked->why,
              "view '%s': the mount has no view of %s (-o views=%.150s)",
              asked->view.name, qf_codec_name(asked->view.codec), list);

@@ -242,6 +242,10 @@ static int read_view(const struct qf_verify *verify, struct qf_verify_dir *dir,
 {
     const qf_json *quantization = qf_json_get(dir->config, "quantization_config");
     const char *method = qf_json_string(qf_json_get(quantization, "quant_method"));
+    if (verify->view != NULL && !qf_view_is_default(verify->view->codec))
+        return qf_err_set(err, -ENOTSUP,
+                          "view '%s': verify knows the formats of bitsandbytes alone",
+                          verify->view->name);
     if (verify->view != NULL) {
         dir->view = *verify->view;
         return 0;

@@ -193,8 +193,9 @@ static int open_view(struct pass *pass, size_t view, struct qf_hash128 source)
     int rc = find_parts(&pass->shard, view);
     if (rc == 0)
         rc = qf_shard_file_open(run->options->engine, pass->shard.layouts[view],
-                                pass->shard.src, source, run->input->origins[view],
-                                file_released, pass, &pass->shard.files[view]);
+                                &(struct qf_shard_source){pass->shard.src, source}, 1,
+                                run->input->origins[view], file_released, pass,
+                                &pass->shard.files[view]);
     pass->open_files += rc == 0;
     return rc;
 }

@@ -40,6 +40,9 @@ bool qf_cuda_job_fits(const struct qf_job *job)
 {
     uint64_t off;
     size_t size;
+    const struct qf_codec_info *info = qf_codec_info(job->plan->spec.codec);
+    if (info->scaled != QF_SCALED_NONE || info->family == QF_FAMILY_GGUF)
+        return false; /* no kernel */
     return !job->plan->transposed && source_range(job, &off, &size) && size != 0 &&
            qf_plan_chunk_size(job->plan, job->chunk) <= QF_CUDA_SLOT_OUT;
 }

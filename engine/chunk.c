@@ -94,7 +94,8 @@ static int read_source(void *ctx, void *buf, size_t size, uint64_t off)
     qf_shard_file *file = chunk->file;
     const struct qf_tensor *src = file->layout->tensors[chunk->id.tensor].src;
     uint64_t bytes = 0;
-    int rc = qf_tensor_read(file->src, src, buf, size, off, &bytes);
+    int rc = qf_tensor_read(qf_shard_file_source(file, chunk->id.tensor)->src, src, buf,
+                            size, off, &bytes);
     atomic_fetch_add(&file->engine->count.source_bytes_read, bytes);
     return rc;
 }
@@ -179,9 +180,10 @@ static void publish(struct qf_chunk *chunk, int rc)
 }
 
 /* Only bytes of the version that the key names may be published. */
-static int checked(const qf_shard_file *file, int rc)
+static int checked(const qf_shard_file *file, const struct qf_chunk *chunk, int rc)
 {
-    return rc != 0 ? rc : qf_srcfile_check(file->src);
+    uint32_t tensor = chunk->id.tensor;
+    return rc != 0 ? rc : qf_srcfile_check(qf_shard_file_source(file, tensor)->src);
 }
 
 static void run_seal(struct qf_chunk *chunk, bool worker)
@@ -195,7 +197,7 @@ static void run_seal(struct qf_chunk *chunk, bool worker)
         rc = loaded ? 0 : qf_seal_make(file, chunk->id.tensor, chunk->data);
         chunk->loaded = chunk->stored = loaded;
     }
-    rc = checked(file, rc);
+    rc = checked(file, chunk, rc);
     publish(chunk, rc);
     if (rc == 0 && !loaded)
         store_record(file, chunk, worker);
@@ -214,7 +216,9 @@ static struct qf_job job_of(struct qf_chunk *chunk)
         .source = {.read = read_source,
                    .account = account_source,
                    .ctx = chunk,
-                   .fd = stored ? qf_srcfile_fd(file->src) : -1,
+                   .fd = stored ? qf_srcfile_fd(
+                                      qf_shard_file_source(file, chunk->id.tensor)->src)
+                                : -1,
                    .fd_off = tensor->src->off},
         .record = chunk->data,
     };
@@ -263,7 +267,8 @@ static void run_chunks(struct qf_chunk **chunks, size_t count, bool worker)
         qf_shard_file *file = chunks[i]->file;
         chunks[i]->data = qf_memory_get_record(&engine->memory, chunks[i]->size);
         if (chunks[i]->data == NULL || load_stored(chunks[i])) {
-            publish(chunks[i], chunks[i]->data == NULL ? -ENOMEM : checked(file, 0));
+            publish(chunks[i],
+                    chunks[i]->data == NULL ? -ENOMEM : checked(file, chunks[i], 0));
             qf_shard_file_unref(file);
             continue;
         }
@@ -276,7 +281,7 @@ static void run_chunks(struct qf_chunk **chunks, size_t count, bool worker)
     for (size_t i = 0; i < n; i++) {
         if (jobs[i].rc == 0)
             atomic_fetch_add(&engine->count.chunks_encoded, 1);
-        jobs[i].rc = checked(files[i], jobs[i].rc);
+        jobs[i].rc = checked(files[i], at_work[i], jobs[i].rc);
         publish(at_work[i], jobs[i].rc);
     }
     for (size_t i = 0; i < n; i++) {
@@ -374,17 +379,18 @@ struct qf_hash128 qf_record_key(const qf_shard_file *file, struct qf_record_id i
 {
     const struct qf_layout_tensor *tensor = &file->layout->tensors[id.tensor];
     const struct qf_plan *plan = tensor->plan;
+    bool is_scaled = qf_codec_info(plan->spec.codec)->scaled != QF_SCALED_NONE;
     struct qf_key key = {
-        .source = file->source,
+        .source = qf_shard_file_source(file, id.tensor)->id,
         .tensor_off = tensor->src->off,
         .tensor_size = tensor->src->size,
         .rows = plan->rows,
         .cols = plan->cols,
-        .codec = (uint32_t)plan->spec.codec,
+        .codec = (uint32_t)qf_codec_of_records(plan->spec.codec),
         .revision = QF_CODEC_REVISION,
         .src_dtype = (uint32_t)plan->src_dtype,
         .dtype = (uint32_t)plan->spec.dtype,
-        .blocksize = plan->spec.blocksize,
+        .blocksize = is_scaled ? plan->spec.group : plan->spec.blocksize,
         .transposed =
             (uint32_t)plan->transposed | (uint32_t)(tensor->src->coded != NULL) << 1,
         .chunk = id.number + piece,

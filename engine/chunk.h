@@ -73,14 +73,14 @@ struct qf_engine {
 struct qf_shard_file {
     qf_engine *engine;
     const struct qf_layout *layout; /* borrowed until released */
-    const qf_srcfile *src;          /* the same */
-    struct qf_hash128 source;
-    uint64_t origin; /* what the store is told */
+    uint64_t origin;                /* what the store is told */
     void (*released)(void *owner);
     void *owner;
     _Atomic uint32_t refs; /* the opener and every piece of work in flight */
     struct qf_prefetch prefetch;
     struct qf_sealed sealed;
+    size_t source_count;
+    struct qf_shard_source sources[]; /* files borrowed until released */
 };
 
 /* A record in use: from the table or straight from the store. */
@@ -119,6 +119,11 @@ struct qf_hash128 qf_record_key(const qf_shard_file *file, struct qf_record_id i
                                 uint64_t piece);
 size_t qf_record_size(const qf_shard_file *file, struct qf_record_id id);
 
+/* Where a tensor is from. */
+const struct qf_shard_source *qf_shard_file_source(const qf_shard_file *file,
+                                                   uint32_t tensor);
+/* 0 while all sources are what they were when they were opened; else -ESTALE. */
+int qf_shard_file_check(const qf_shard_file *file) QF_MUST_CHECK;
 void qf_shard_file_ref(qf_shard_file *file);
 void qf_shard_file_unref(qf_shard_file *file);
 

@@ -130,16 +130,18 @@ bool qf_source_id_of_blob(const char *path, uint64_t size,
 }
 
 int qf_shard_file_open(qf_engine *engine, const struct qf_layout *layout,
-                       const qf_srcfile *src, struct qf_hash128 source, uint64_t origin,
-                       void (*released)(void *owner), void *owner, qf_shard_file **out)
+                       const struct qf_shard_source *sources, size_t source_count,
+                       uint64_t origin, void (*released)(void *owner), void *owner,
+                       qf_shard_file **out)
 {
-    qf_shard_file *file = calloc(1, sizeof *file);
+    assert(source_count > 0);
+    qf_shard_file *file = calloc(1, sizeof *file + source_count * sizeof *sources);
     if (file == NULL)
         return -ENOMEM;
     file->engine = engine;
     file->layout = layout;
-    file->src = src;
-    file->source = source;
+    file->source_count = source_count;
+    memcpy(file->sources, sources, source_count * sizeof *sources);
     file->origin = origin;
     file->released = released;
     file->owner = owner;
@@ -153,6 +155,22 @@ int qf_shard_file_open(qf_engine *engine, const struct qf_layout *layout,
     }
     *out = file;
     return 0;
+}
+
+const struct qf_shard_source *qf_shard_file_source(const qf_shard_file *file,
+                                                   uint32_t tensor)
+{
+    uint32_t source = file->layout->tensors[tensor].source;
+    assert(source < file->source_count);
+    return &file->sources[source];
+}
+
+int qf_shard_file_check(const qf_shard_file *file)
+{
+    int rc = 0;
+    for (size_t i = 0; i < file->source_count && rc == 0; i++)
+        rc = qf_srcfile_check(file->sources[i].src);
+    return rc;
 }
 
 void qf_shard_file_ref(qf_shard_file *file)

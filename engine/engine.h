@@ -92,12 +92,19 @@ struct qf_hash128 qf_source_id(const struct qf_ident *ident,
 bool qf_source_id_of_blob(const char *path, uint64_t size,
                           struct qf_hash128 header_hash, struct qf_hash128 *out);
 
-/* A view shard to read from. `layout` and `src` are borrowed until `released(owner)` is
+/* One of the files whose tensors a view file shows. */
+struct qf_shard_source {
+    const qf_srcfile *src; /* borrowed */
+    struct qf_hash128 id;  /* of qf_source_id */
+};
+
+/* A view shard to read from. tensors[].source of the layout counts `sources`, which are
+ * copied; `layout` and the source files are borrowed until `released(owner)` is
  * called: after qf_shard_file_close, when the last work on the file has ended. `origin`
  * (of qf_store_origin, or 0) is what the store shall remember of where it is from. */
 int qf_shard_file_open(qf_engine *engine, const struct qf_layout *layout,
-                       const qf_srcfile *src, struct qf_hash128 source, uint64_t origin,
-                       void (*released)(void *owner), void *owner,
+                       const struct qf_shard_source *sources, size_t source_count,
+                       uint64_t origin, void (*released)(void *owner), void *owner,
                        qf_shard_file **out) QF_MUST_CHECK;
 void qf_shard_file_close(qf_shard_file *file);
 /* The sealed file with the whole shard's bytes, read-only; -1: there is none (yet).
@@ -112,7 +119,7 @@ struct qf_read;
 
 /* Reads up to `size` bytes at `off`, fewer only at the end of the file and past
  * QF_FUSE_READ_SIZE_MAX. On 0, *out holds the bytes until qf_read_release, also after
- * the file is closed. -ESTALE when the source has changed since it
+ * the file is closed. -ESTALE when a source that they come from has changed since it
  * was opened, -EIO and other errnos of the source, -ENOMEM. */
 int qf_engine_read(qf_shard_file *file, uint64_t off, size_t size,
                    struct qf_read **out) QF_MUST_CHECK;

@@ -214,7 +214,8 @@ static int read_source(struct qf_read *read, uint32_t tensor, void *to, size_t s
 {
     const struct qf_tensor *src = read->file->layout->tensors[tensor].src;
     uint64_t bytes = 0;
-    int rc = qf_tensor_read(read->file->src, src, to, size, off, &bytes);
+    int rc = qf_tensor_read(qf_shard_file_source(read->file, tensor)->src, src, to,
+                            size, off, &bytes);
     atomic_fetch_add(&read->engine->count.source_bytes_read, bytes);
     return rc;
 }
@@ -231,8 +232,9 @@ static int append_decoded(struct qf_read *read, const struct qf_span *span,
 {
     const struct qf_layout_tensor *tensor = &read->file->layout->tensors[span->tensor];
     uint64_t bytes = 0;
-    int rc = qf_tensor_decode(read->file->src, tensor->src, tensor->out_dtype,
-                              append_space(read, size), size, off, &bytes);
+    int rc = qf_tensor_decode(qf_shard_file_source(read->file, span->tensor)->src,
+                              tensor->src, tensor->out_dtype, append_space(read, size),
+                              size, off, &bytes);
     atomic_fetch_add(&read->engine->count.source_bytes_read, bytes);
     return rc;
 }
@@ -292,9 +294,32 @@ static int append_span(struct qf_read *read, const struct qf_span *span, uint64_
     return -EIO;
 }
 
+/* Whether what [off, off + size) is made of is still what it was. The header is made of
+ * all sources; one that has changed spoils nobody who reads of another one. */
+static int check_sources(const qf_shard_file *file, uint64_t off, uint64_t size)
+{
+    const struct qf_layout *layout = file->layout;
+    const struct qf_shard_source *last = NULL;
+    int rc = 0;
+    if (file->source_count == 1)
+        return qf_shard_file_check(file);
+    for (size_t i = qf_layout_find(layout, off);
+         rc == 0 && i < layout->span_count && layout->spans[i].off < off + size; i++) {
+        const struct qf_span *span = &layout->spans[i];
+        if (span->kind == QF_SPAN_HEADER)
+            return qf_shard_file_check(file);
+        const struct qf_shard_source *source = qf_shard_file_source(file, span->tensor);
+        if (source != last)
+            rc = qf_srcfile_check(source->src);
+        last = source;
+    }
+    return rc;
+}
+
 static int fill(struct qf_read *read, uint64_t off, size_t size)
 {
     const struct qf_layout *layout = read->file->layout;
+    const uint64_t begin = off, total = size;
     for (size_t i = qf_layout_find(layout, off); size > 0; i++) {
         assert(i < layout->span_count);
         const struct qf_span *span = &layout->spans[i];
@@ -306,7 +331,7 @@ static int fill(struct qf_read *read, uint64_t off, size_t size)
         off += n;
         size -= n;
     }
-    return qf_srcfile_check(read->file->src);
+    return check_sources(read->file, begin, total);
 }
 
 static int read_new(qf_shard_file *file, uint64_t off, size_t size,
@@ -360,7 +385,7 @@ static int serve(struct qf_read *read, uint64_t off)
     size_t size = read->capacity;
     if (qf_sealed_read(read->file, read->buffer, size, off)) {
         append_space(read, size);
-        return qf_srcfile_check(read->file->src);
+        return check_sources(read->file, off, size);
     }
     atomic_store(&read->file->sealed.was_read, true);
     qf_prefetch_note(read->file, off, size);

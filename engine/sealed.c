@@ -57,6 +57,9 @@ static void name_tensor(struct qf_buf *buf, const qf_shard_file *file, uint32_t 
         record.high,
     };
     qf_buf_append(buf, words, sizeof words);
+    const uint64_t source = tensor->source;
+    if (source != 0) /* so that the key of a shard with one source is what it was */
+        qf_buf_append(buf, &source, sizeof source);
 }
 
 /* Of everything that decides a byte of the view's file. An open computes it: words are
@@ -66,12 +69,14 @@ static int make_key(const qf_shard_file *file, struct qf_hash128 *out)
     const struct qf_layout *layout = file->layout;
     struct qf_hash128 header = qf_hash128(layout->header, layout->header_size);
     const uint64_t head[] = {
-        SEALED_DOMAIN,     file->source.low,    file->source.high,
-        layout->file_size, layout->header_size, header.low,
-        header.high,       layout->span_count,  layout->tensor_count,
+        SEALED_DOMAIN,     file->sources[0].id.low, file->sources[0].id.high,
+        layout->file_size, layout->header_size,     header.low,
+        header.high,       layout->span_count,      layout->tensor_count,
     };
     struct qf_buf buf = {0};
     qf_buf_append(&buf, head, sizeof head);
+    for (size_t i = 1; i < file->source_count; i++)
+        qf_buf_append(&buf, &file->sources[i].id, sizeof file->sources[i].id);
     for (size_t i = 0; i < layout->span_count; i++) {
         const struct qf_span *span = &layout->spans[i];
         const uint64_t words[] = {span->off, span->size,
@@ -270,7 +275,7 @@ static int append_all(qf_shard_file *file, qf_store_draft *draft)
         if (rc != 0)
             return rc;
     }
-    return qf_srcfile_check(file->src);
+    return qf_shard_file_check(file);
 }
 
 static int write_file(qf_shard_file *file, const struct keys *keys)

@@ -275,9 +275,14 @@ static int refresh(qf_catalog *catalog, struct entry *entry, bool force)
 
 /* ---- variants; with the state's lock held ---- */
 
-static uint64_t variant_weight(const struct state *state)
+/* Plans go with the source's headers; the view's own may be much larger. */
+static uint64_t variant_weight(const struct state *state, const qf_snapshot *snapshot)
 {
-    return 4 * header_bytes(state->model->model) + 4096;
+    uint64_t sum = 3 * header_bytes(state->model->model) + 4096;
+    for (size_t i = 0; i < snapshot->variant->file_count; i++)
+        if (snapshot->variant->files[i].layout != NULL)
+            sum += snapshot->variant->files[i].layout->header_size;
+    return sum;
 }
 
 /* The variant of the view moves to the end; NULL: there is none. */
@@ -299,13 +304,13 @@ static qf_snapshot *variant_find(struct state *state, const char *view)
 static void variant_append(struct state *state, qf_snapshot *snapshot)
 {
     if (state->count == QF_VARIANTS_MAX) {
+        atomic_fetch_sub(&state->weight, variant_weight(state, state->variants[0]));
         qf_snapshot_release(state->variants[0]);
         memmove(&state->variants[0], &state->variants[1],
                 --state->count * sizeof(qf_snapshot *));
-        atomic_fetch_sub(&state->weight, variant_weight(state));
     }
     state->variants[state->count++] = snapshot;
-    atomic_fetch_add(&state->weight, variant_weight(state));
+    atomic_fetch_add(&state->weight, variant_weight(state, snapshot));
 }
 
 static int variant_new(const qf_catalog *catalog, struct model *model, const char *name,

@@ -95,8 +95,9 @@ static int open_shard(qf_tree *tree, const struct qf_place *place,
     struct qf_hash128 id = qf_target_source_id(target);
     int rc = open_source(tree, place->path, &source->ident, &owner->src);
     if (rc == 0)
-        rc = qf_shard_file_open(tree->options.engine, target->file->layout, owner->src,
-                                id, origin_of(tree, place), release_shard, owner,
+        rc = qf_shard_file_open(tree->options.engine, target->file->layout,
+                                &(struct qf_shard_source){owner->src, id}, 1,
+                                origin_of(tree, place), release_shard, owner,
                                 &file->shard);
     if (rc != 0) {
         qf_srcfile_close(owner->src);

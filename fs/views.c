@@ -64,6 +64,14 @@ static bool is_listed(const struct qf_views *views, const char *name)
     return false;
 }
 
+static bool has_codec(const struct qf_views *views, enum qf_codec codec)
+{
+    for (size_t i = 0; i < views->listed_count; i++)
+        if (views->listed[i].codec == codec)
+            return true;
+    return false;
+}
+
 static void remember(struct qf_views *views, const char *name)
 {
     pthread_mutex_lock(&views->lock);
@@ -85,7 +93,7 @@ int qf_views_find(struct qf_views *views, const char *name, char out[QF_VIEW_NAM
     struct qf_err err = {""};
     int rc = qf_view_parse(name, strlen(name), &view, &err);
     if (rc == 0 && !is_listed(views, view.name)) {
-        if (!qf_views_allow(views->listed, views->listed_count, view.codec))
+        if (qf_view_is_default(view.codec) && !has_codec(views, view.codec))
             return -ENOENT;
         rc = qf_views_make(views, view.name, &made, &err); /* the policy may forbid */
         if (rc == 0) {

@@ -39,8 +39,9 @@ void qf_views_set_policy(struct qf_views *views, const char *policy, size_t size
  * with this one or one that came after it. */
 uint64_t qf_views_policy(struct qf_views *views);
 
-/* The name of the view that a name in the root means: one that is listed, or one with
- * settings, of a codec of which some view is listed. -ENOENT, -ENOMEM. */
+/* The name of the view that a name in the root means: one that is listed; one with
+ * settings, of a codec of which some view is listed; or any one of a codec that is not
+ * listed by default, and so need not be named to be there. -ENOENT, -ENOMEM. */
 int qf_views_find(struct qf_views *views, const char *name,
                   char out[QF_VIEW_NAME_SIZE]) QF_MUST_CHECK;
 /* The view of a name that qf_views_find gave, with the policy's overrides:

@@ -84,12 +84,19 @@ static void append_settings(const struct qf_variant *variant, enum qf_dtype dtyp
 {
     const struct qf_view *view = &variant->view;
     qf_buf_appendf(out, "dtype=%s", qf_dtype_torch_name(dtype));
-    if (qf_codec_plain_dtype(view->codec) != QF_DTYPE_NONE)
+    switch (qf_codec_info(view->codec)->family) {
+    case QF_FAMILY_PLAIN:
         return;
-    if (view->codec == QF_CODEC_INT8)
-        qf_buf_appendf(out, ",int8_threshold=%g", view->int8_threshold);
-    else
+    case QF_FAMILY_BNB_4BIT:
         append_4bit(view, dtype, out);
+        break;
+    case QF_FAMILY_BNB_INT8:
+        qf_buf_appendf(out, ",int8_threshold=%g", view->int8_threshold);
+        break;
+    default:
+        if (view->group != 0)
+            qf_buf_appendf(out, ",group=%" PRIu32, view->group);
+    }
     append_patterns("only=", &view->only, out);
     append_patterns("skip=", &view->skip, out);
     append_patterns("force=", &view->force, out);

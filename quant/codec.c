@@ -15,6 +15,7 @@
 
 #include "base/bytes.h"
 #include "base/limits.h"
+#include "quant/gguf.h"
 #include "quant/kernels.h"
 #include "quant/qstate.h"
 #include "quant/tables.h"
@@ -22,6 +23,8 @@
 #define RECORD_ALIGN 64u
 /* What a cache may put around a record. */
 #define RECORD_SIZE_MAX (QF_STORED_SIZE_MAX - 64u)
+/* Codes of an I32 of the packed codec that has most. */
+#define PACKED_MULTIPLE 8u
 /* Elements of a tensor: sizes of parts, in bytes, stay far from 2^64. */
 #define ELEMS_MAX (UINT64_C(1) << 58)
 
@@ -44,6 +47,13 @@ static const struct qf_codec_info infos[QF_CODEC_COUNT] = {
                            QF_SCALED_I8_PACKED, 128},
     [QF_CODEC_CT_W4A16] = {"ct-w4a16", QF_FAMILY_COMPRESSED_TENSORS,
                            QF_SCALED_I4_PACKED, 128},
+    [QF_CODEC_GGUF_Q8_0] = {"gguf-q8_0", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_Q4_0] = {"gguf-q4_0", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_Q4_1] = {"gguf-q4_1", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_Q5_0] = {"gguf-q5_0", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_Q5_1] = {"gguf-q5_1", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_F16] = {"gguf-f16", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_GGUF_BF16] = {"gguf-bf16", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
     [QF_CODEC_BF16] = {"bf16", QF_FAMILY_PLAIN, QF_SCALED_NONE, 0},
     [QF_CODEC_FP16] = {"fp16", QF_FAMILY_PLAIN, QF_SCALED_NONE, 0},
     [QF_CODEC_FP32] = {"fp32", QF_FAMILY_PLAIN, QF_SCALED_NONE, 0},
@@ -83,6 +93,17 @@ bool qf_codec_from_name(const char *name, enum qf_codec *out)
         }
     }
     return false;
+}
+
+enum qf_codec qf_codec_of_records(enum qf_codec codec)
+{
+    const struct qf_codec_info *info = qf_codec_info(codec);
+    int first = 0;
+    if (info->scaled == QF_SCALED_NONE)
+        return codec;
+    while (infos[first].scaled != info->scaled || infos[first].family != info->family)
+        first++;
+    return (enum qf_codec)first;
 }
 
 struct qf_codec_spec qf_codec_default(enum qf_codec codec, enum qf_dtype dtype)
@@ -222,6 +243,12 @@ static struct qf_part *add_matrix(struct qf_plan *plan, enum qf_part_role role,
     return part;
 }
 
+/* Into I32. */
+static bool is_packed(enum qf_scaled scaled)
+{
+    return scaled == QF_SCALED_I8_PACKED || scaled == QF_SCALED_I4_PACKED;
+}
+
 /* Stored codes of one row, in bytes. */
 static uint64_t code_row_size(const struct qf_plan *plan, enum qf_scaled scaled)
 {
@@ -250,7 +277,7 @@ static void add_codes(struct qf_plan *plan, const struct qf_codec_info *info)
                    info->scaled == QF_SCALED_F8_E5M2 ? QF_F8_E5M2 : QF_F8_E4M3,
                    plan->rows, plan->cols);
         return;
-    case QF_SCALED_NONE:
+    default:
         assert(false);
     }
 }
@@ -275,7 +302,7 @@ static void add_scales(struct qf_plan *plan, const struct qf_codec_info *info,
         assert(info->family == QF_FAMILY_COMPRESSED_TENSORS);
         add_matrix(plan, QF_PART_SCALE, "weight_scale", plan->spec.dtype, plan->rows,
                    groups);
-        if (plan->spec.group == 0)
+        if (!is_packed(info->scaled))
             return;
         add_vector(plan, QF_PART_SHAPE, QF_STAGE_PLAN, "weight_shape", QF_I64, 2)
             ->strip = sizeof "weight" - 1;
@@ -290,7 +317,13 @@ static int check_group(const struct qf_plan *plan, const struct qf_codec_info *i
         return qf_err_set(err, -ENOTSUP, "%s: a weight without elements", info->name);
     bool fits = group == 0 || plan->cols % group == 0;
     if (info->scaled == QF_SCALED_F8_E4M3_BLOCK)
-        fits = fits && plan->rows % group == 0;
+        fits = group == QF_FP8_BLOCK && fits && plan->rows % group == 0;
+    if (is_packed(info->scaled) &&
+        (group % PACKED_MULTIPLE != 0 || plan->cols % PACKED_MULTIPLE != 0))
+        return qf_err_set(err, -ENOTSUP,
+                          "%s: [%llu, %llu] in groups of %u: no multiples of %u",
+                          info->name, (unsigned long long)plan->rows,
+                          (unsigned long long)plan->cols, group, PACKED_MULTIPLE);
     if (!fits)
         return qf_err_set(err, -ENOTSUP,
                           "%s: [%llu, %llu] is no whole number of groups of %u",
@@ -348,7 +381,7 @@ int qf_codec_plan(const struct qf_codec_spec *spec, enum qf_dtype src_dtype,
                   const uint64_t shape[2], bool transposed, struct qf_plan *out,
                   struct qf_err *err)
 {
-    assert(qf_codec_plain_dtype(spec->codec) == QF_DTYPE_NONE);
+    assert(spec->codec < QF_CODEC_COUNT);
     assert(qf_dtype_is_float(src_dtype) && qf_dtype_is_float(spec->dtype));
     *out = (struct qf_plan){
         .spec = *spec,
@@ -371,6 +404,12 @@ int qf_codec_plan(const struct qf_codec_spec *spec, enum qf_dtype src_dtype,
     case QF_FAMILY_BNB_INT8:
         plan_int8(out);
         break;
+    case QF_FAMILY_GGUF:
+        rc = qf_gguf_plan(out, err);
+        break;
+    case QF_FAMILY_PLAIN:
+        return qf_err_set(err, -ENOTSUP, "%s quantizes nothing",
+                          qf_codec_name(spec->codec));
     default:
         rc = plan_scaled(out, err);
     }

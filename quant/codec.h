@@ -43,6 +43,13 @@ enum qf_codec {
     QF_CODEC_CT_W8A8,
     QF_CODEC_CT_W8A16,
     QF_CODEC_CT_W4A16,
+    QF_CODEC_GGUF_Q8_0,
+    QF_CODEC_GGUF_Q4_0,
+    QF_CODEC_GGUF_Q4_1,
+    QF_CODEC_GGUF_Q5_0,
+    QF_CODEC_GGUF_Q5_1,
+    QF_CODEC_GGUF_F16,
+    QF_CODEC_GGUF_BF16,
     QF_CODEC_BF16, /* not a codec but its absence: the plain checkpoint in one dtype */
     QF_CODEC_FP16,
     QF_CODEC_FP32,
@@ -57,20 +64,22 @@ enum qf_family {
     QF_FAMILY_FP8, /* transformers' and vLLM's quant_method "fp8", blocks of 128 x 128
                     */
     QF_FAMILY_COMPRESSED_TENSORS,
-    QF_FAMILY_PLAIN
+    QF_FAMILY_GGUF, /* one file a model (view/gguf.h); D is the stored dtype */
+    QF_FAMILY_PLAIN /* not quantized */
 };
 
 /* The data of a codec whose elements are small numbers times a scale. Codecs with the
  * same data differ in names and config only. */
 enum qf_scaled {
-    QF_SCALED_NONE,         /* bitsandbytes' */
-    QF_SCALED_I8_MUL,       /* torchao int8: x * (1 / s) */
-    QF_SCALED_I8_DIV,       /* compressed-tensors: x / s, bytes */
-    QF_SCALED_I8_PACKED,    /* the same, packed with an offset of 128 */
-    QF_SCALED_I4_PACKED,    /* 4 bits, packed with an offset of 8 */
-    QF_SCALED_F8_E4M3,      /* x / s */
-    QF_SCALED_F8_E5M2,      /* x / s */
-    QF_SCALED_F8_E4M3_BLOCK /* x * s, one s a block of rows and columns */
+    QF_SCALED_NONE,          /* bitsandbytes' */
+    QF_SCALED_I8_MUL,        /* torchao int8: x * (1 / s) */
+    QF_SCALED_I8_DIV,        /* compressed-tensors: x / s, bytes */
+    QF_SCALED_I8_PACKED,     /* the same, packed with an offset of 128 */
+    QF_SCALED_I4_PACKED,     /* 4 bits, packed with an offset of 8 */
+    QF_SCALED_F8_E4M3,       /* x / s */
+    QF_SCALED_F8_E5M2,       /* x / s */
+    QF_SCALED_F8_E4M3_BLOCK, /* x * s, one s a block of rows and columns */
+    QF_SCALED_COUNT
 };
 
 /* What a codec is. */
@@ -157,6 +166,8 @@ const char *qf_codec_name(enum qf_codec codec);
  * QF_DTYPE_NONE for those that quantize. */
 enum qf_dtype qf_codec_plain_dtype(enum qf_codec codec);
 bool qf_codec_from_name(const char *name, enum qf_codec *out);
+/* The first codec with the same data and parts: whose records this codec's are. */
+enum qf_codec qf_codec_of_records(enum qf_codec codec);
 
 /* The settings that the codec's library has by default, with model dtype D. */
 struct qf_codec_spec qf_codec_default(enum qf_codec codec, enum qf_dtype dtype);

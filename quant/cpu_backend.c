@@ -5,9 +5,10 @@
  * record.
  *
  * int8 needs a row's absmax before its first code: pieces are whole rows, and a row
- * that is larger than a piece is read twice. Transposed weights are read in stripes
- * (the part of each stored row that the chunk needs) and turned over into a window of
- * at most a chunk's usual size; pieces are then taken from the window.
+ * that is larger than a piece is read twice. So are the groups of scaled codecs, and
+ * the bands of fp8 (all rows of blocks that lie side by side). Transposed weights are
+ * read in stripes (the part of each stored row that the chunk needs) and turned over
+ * into a window of at most a chunk's usual size; pieces are then taken from the window.
  *
  * Buffers belong to the backend and are lent to one encode call at a time, so that no
  * thread-local memory outlives its backend. */
@@ -18,9 +19,15 @@
 
 #include "base/limits.h"
 #include "quant/backend.h"
+#include "quant/gguf.h"
 #include "quant/kernels.h"
+#include "quant/scales.h"
 
 #define BUFFER_ALIGN 64
+/* Scaled codecs: elements whose absmax and codes are made by turns, so that they are
+ * still in the first-level cache; and groups of these at most. */
+#define STEP_ELEMS  8192u
+#define STEP_GROUPS 256u
 /* Stored rows of a transposed weight that are turned over together. */
 #define STRIPES 32u
 /* Elements between them, so that they do not compete for the same cache sets. */
@@ -212,7 +219,7 @@ static int fetch(struct work *w, uint64_t first, uint64_t count, const void **ou
     return 0;
 }
 
-/* ---- codecs ---- */
+/* ---- codecs of bitsandbytes ---- */
 
 static void *slice_of(const struct qf_job *job, enum qf_part_role role)
 {
@@ -302,6 +309,233 @@ static int encode_int8(struct work *w, const struct qf_job *job)
     return 0;
 }
 
+/* ---- scaled codecs ---- */
+
+/* Where the results of a chunk go. */
+struct scaled_out {
+    const struct qf_codec_spec *spec;
+    qf_kernel_group_absmax *absmax;
+    qf_kernel_scaled *quantize;
+    size_t group;
+    uint8_t *codes;
+    unsigned codes_per_byte;
+    char *scales;
+    size_t scale_size;
+    uint64_t first; /* element of codes[0] and scales[0] */
+};
+
+static struct scaled_out scaled_out_of(const struct work *w, const struct qf_job *job)
+{
+    const struct qf_codec_spec *spec = &w->plan->spec;
+    enum qf_scaled scaled = qf_codec_info(spec->codec)->scaled;
+    return (struct scaled_out){
+        .spec = spec,
+        .absmax = w->kernels->group_absmax[spec->dtype],
+        .quantize = w->kernels->scaled[scaled][spec->dtype],
+        .group = spec->group != 0 ? spec->group : (size_t)w->plan->cols,
+        .codes = slice_of(job, QF_PART_CODES),
+        .codes_per_byte = scaled == QF_SCALED_I4_PACKED ? 2 : 1,
+        .scales = slice_of(job, QF_PART_SCALE),
+        .scale_size = qf_dtype_size(qf_plan_part(w->plan, QF_PART_SCALE)->dtype),
+        .first = w->first,
+    };
+}
+
+static uint8_t *codes_at(const struct scaled_out *out, uint64_t elem)
+{
+    return out->codes + (elem - out->first) / out->codes_per_byte;
+}
+
+static char *scales_at(const struct scaled_out *out, uint64_t elem)
+{
+    return out->scales + (elem - out->first) / out->group * out->scale_size;
+}
+
+/* Whole groups that lie in memory. */
+static void quantize_groups(const struct scaled_out *out, const char *src, uint64_t at,
+                            size_t count)
+{
+    float absmax[STEP_GROUPS];
+    float factors[STEP_GROUPS];
+    size_t width = qf_dtype_size(out->spec->dtype);
+    size_t groups = STEP_ELEMS / out->group;
+    groups = groups < 1 ? 1 : groups > STEP_GROUPS ? STEP_GROUPS : groups;
+    size_t step = groups * out->group;
+    for (size_t i = 0; i < count; i += step) {
+        size_t n = count - i < step ? count - i : step;
+        groups = n / out->group;
+        memset(absmax, 0, groups * sizeof *absmax);
+        out->absmax(src + i * width, n, out->group, absmax);
+        qf_scale_store(out->spec, absmax, groups, scales_at(out, at + i));
+        qf_scale_factors(out->spec, absmax, groups, factors);
+        out->quantize(src + i * width, n, out->group, factors, codes_at(out, at + i));
+    }
+}
+
+/* A group that is larger than a piece: once for the absmax, once for the codes. */
+static int quantize_large_group(struct work *w, const struct scaled_out *out,
+                                uint64_t first)
+{
+    float absmax = 0;
+    float factor = 0;
+    size_t piece = w->piece_max / 2 * 2;
+    for (int pass = 0; pass < 2; pass++) {
+        for (uint64_t at = first; at < first + out->group; at += piece) {
+            uint64_t left = first + out->group - at;
+            size_t count = left < piece ? (size_t)left : piece;
+            const void *src;
+            int rc = fetch(w, at, count, &src);
+            if (rc != 0)
+                return rc;
+            if (pass == 0)
+                out->absmax(src, count, count, &absmax);
+            else
+                out->quantize(src, count, count, &factor, codes_at(out, at));
+        }
+        qf_scale_factors(out->spec, &absmax, 1, &factor);
+    }
+    qf_scale_store(out->spec, &absmax, 1, scales_at(out, first));
+    return 0;
+}
+
+static int encode_groups(struct work *w, const struct qf_job *job)
+{
+    struct scaled_out out = scaled_out_of(w, job);
+    size_t piece = w->piece_max / out.group * out.group;
+    int rc = 0;
+    for (uint64_t at = w->first; at < w->end && rc == 0;) {
+        if (piece == 0) {
+            rc = quantize_large_group(w, &out, at);
+            at += out.group;
+            continue;
+        }
+        size_t count = w->end - at < piece ? (size_t)(w->end - at) : piece;
+        const void *src;
+        rc = fetch(w, at, count, &src);
+        if (rc == 0)
+            quantize_groups(&out, src, at, count);
+        at += count;
+    }
+    return rc;
+}
+
+/* A row of blocks: `group` rows side by side. */
+struct band {
+    const struct scaled_out *out;
+    uint64_t first; /* element */
+    size_t cols;
+    size_t piece_rows; /* a piece is so many rows … */
+    size_t piece_cols; /* … and, if that is one, so many elements of it */
+    float *absmax;     /* of its blocks */
+    const char *src;   /* the piece last fetched */
+};
+
+static void quantize_blocks(const struct band *b, size_t rows, size_t col, size_t cols,
+                            uint8_t *codes)
+{
+    float factors[STEP_GROUPS];
+    const struct scaled_out *out = b->out;
+    size_t width = qf_dtype_size(out->spec->dtype);
+    size_t step = STEP_GROUPS * out->group;
+    for (size_t i = 0; i < cols; i += step) {
+        size_t n = cols - i < step ? cols - i : step;
+        qf_scale_factors(out->spec, b->absmax + (col + i) / out->group, n / out->group,
+                         factors);
+        for (size_t r = 0; r < rows; r++)
+            out->quantize(b->src + (r * cols + i) * width, n, out->group, factors,
+                          codes + r * b->cols + i);
+    }
+}
+
+static int do_band_piece(struct work *w, struct band *b, int pass, size_t row,
+                         size_t col)
+{
+    const struct scaled_out *out = b->out;
+    size_t rows = out->group - row < b->piece_rows ? out->group - row : b->piece_rows;
+    size_t cols = b->cols - col < b->piece_cols ? b->cols - col : b->piece_cols;
+    uint64_t at = b->first + (uint64_t)row * b->cols + col;
+    if (pass == 0 || b->piece_rows < out->group) {
+        const void *src;
+        int rc = fetch(w, at, (uint64_t)rows * cols, &src);
+        if (rc != 0)
+            return rc;
+        b->src = src;
+    }
+    if (pass == 1) {
+        quantize_blocks(b, rows, col, cols, codes_at(out, at));
+        return 0;
+    }
+    for (size_t r = 0; r < rows; r++)
+        out->absmax(b->src + r * cols * qf_dtype_size(out->spec->dtype), cols,
+                    out->group, b->absmax + col / out->group);
+    return 0;
+}
+
+/* Read once for the absmax, which is kept where the scales will be, and once more for
+ * the codes if it is larger than a piece. */
+static int encode_band(struct work *w, const struct scaled_out *out, uint64_t first,
+                       float *absmax)
+{
+    size_t cols = (size_t)w->plan->cols;
+    size_t wide = w->piece_max / out->group * out->group;
+    size_t rows = cols <= wide ? w->piece_max / cols : 1;
+    struct band band = {
+        .out = out,
+        .first = first,
+        .cols = cols,
+        .piece_rows = rows < out->group ? rows : out->group,
+        .piece_cols = cols <= wide ? cols : wide,
+        .absmax = absmax,
+    };
+    memset(absmax, 0, cols / out->group * sizeof *absmax);
+    for (int pass = 0; pass < 2; pass++) {
+        for (size_t row = 0; row < out->group; row += band.piece_rows) {
+            for (size_t col = 0; col < cols; col += band.piece_cols) {
+                int rc = do_band_piece(w, &band, pass, row, col);
+                if (rc != 0)
+                    return rc;
+            }
+        }
+    }
+    qf_scale_store(out->spec, absmax, cols / out->group, absmax);
+    return 0;
+}
+
+static int encode_blocks(struct work *w, const struct qf_job *job)
+{
+    struct scaled_out out = scaled_out_of(w, job);
+    size_t cols = (size_t)w->plan->cols;
+    float *absmax = (float *)(void *)out.scales;
+    int rc = 0;
+    for (uint64_t at = w->first; at < w->end && rc == 0; at += cols * out.group) {
+        rc = encode_band(w, &out, at, absmax);
+        absmax += cols / out.group;
+    }
+    return rc;
+}
+
+/* ---- GGUF ---- */
+
+static int encode_gguf(struct work *w, const struct qf_job *job)
+{
+    enum qf_gguf_block block = qf_gguf_block_of(w->plan->spec.codec);
+    qf_kernel_gguf *kernel = w->kernels->gguf[block][w->plan->spec.dtype];
+    uint8_t *out = slice_of(job, QF_PART_CODES);
+    size_t piece = w->piece_max / QF_GGUF_BLOCK * QF_GGUF_BLOCK;
+    for (uint64_t at = w->first; at < w->end; at += piece) {
+        size_t count = w->end - at < piece ? (size_t)(w->end - at) : piece;
+        const void *src;
+        int rc = fetch(w, at, count, &src);
+        if (rc != 0)
+            return rc;
+        kernel(src, count / QF_GGUF_BLOCK, out);
+        out += count / QF_GGUF_BLOCK * qf_gguf_block_size(block);
+    }
+    return 0;
+}
+
+/* ---- jobs ---- */
+
 /* The bytes between the slices of a record are zero. */
 static void clear_gaps(const struct qf_job *job)
 {
@@ -340,8 +574,18 @@ static int encode_job(const struct cpu_backend *cpu, struct buffers *buffers,
             return -ENOMEM;
     }
     clear_gaps(job);
-    return plan->spec.codec == QF_CODEC_INT8 ? encode_int8(&w, job)
-                                             : encode_4bit(&w, job);
+    switch (qf_codec_info(plan->spec.codec)->family) {
+    case QF_FAMILY_BNB_4BIT:
+        return encode_4bit(&w, job);
+    case QF_FAMILY_BNB_INT8:
+        return encode_int8(&w, job);
+    case QF_FAMILY_FP8:
+        return encode_blocks(&w, job);
+    case QF_FAMILY_GGUF:
+        return encode_gguf(&w, job);
+    default:
+        return encode_groups(&w, job);
+    }
 }
 
 static void cpu_encode(qf_backend *backend, struct qf_job *jobs, size_t count)

@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "quant/gguf_impl.h"
 #include "quant/kernels_impl.h"
 
 #if defined(__x86_64__)
@@ -70,7 +71,11 @@ static void init(void)
     best = detect();
     for (int i = 0; i < QF_ISA_COUNT; i++) {
         tables[i] = qf_kernels_scalar;
+        qf_gguf_init_scalar(&tables[i]);
         tables[i].name = isa_names[i];
+        memcpy(tables[i].group_absmax, qf_group_absmax_scalar,
+               sizeof qf_group_absmax_scalar);
+        memcpy(tables[i].scaled, qf_scaled_scalar, sizeof qf_scaled_scalar);
     }
 #if defined(__x86_64__)
     if (best >= QF_ISA_AVX2)
@@ -79,10 +84,12 @@ static void init(void)
         qf_kernels_init_avx2(&tables[i]);
         qf_kernels_init_avx2_nested(&tables[i]);
         qf_kernels_init_avx2_dequant(&tables[i]);
+        qf_gguf_init_avx2(&tables[i]);
     }
     if (best >= QF_ISA_AVX512) {
         qf_kernels_init_avx512(&tables[QF_ISA_AVX512]);
         qf_kernels_init_avx512_dequant(&tables[QF_ISA_AVX512]);
+        qf_gguf_init_avx512(&tables[QF_ISA_AVX512]);
     }
 #endif
 }

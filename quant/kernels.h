@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "base/dtype.h"
+#include "quant/codec.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -33,6 +34,15 @@ typedef void qf_kernel_nested(const float *absmax, size_t n, float offset,
                               uint8_t *codes, float *nested_absmax);
 /* The mean of n fp32 in binary64, eight accumulators (FORMATS section 2, dq). */
 typedef float qf_kernel_mean(const float *x, size_t n);
+
+/* Scaled codecs: n elements in groups of `group`, the last one short if need be.
+ * absmax[i] becomes the largest |x| of group i and what was in it, NaN ignored. */
+typedef void qf_kernel_group_absmax(const void *src, size_t n, size_t group,
+                                    float *absmax);
+/* Their codes, with one factor a group as qf_scales makes it (quant/scales.h). n and
+ * group are even where two codes share a byte. */
+typedef void qf_kernel_scaled(const void *src, size_t n, size_t group,
+                              const float *factors, void *codes);
 
 /* The way back. What n 4-bit codes stand for, from the first of a block on:
  * map[code] * absmax. map: 16 values by code. */
@@ -62,6 +72,19 @@ struct qf_error_lanes {
 typedef void qf_kernel_errors(const float *x, const float *y, size_t n,
                               struct qf_error_lanes *lanes);
 
+/* ggml's blocks of 32 elements (quant/gguf.h): reads blocks * 32 elements, writes the
+ * blocks as they lie in a file. */
+typedef void qf_kernel_gguf(const void *src, size_t blocks, uint8_t *out);
+
+enum qf_gguf_block {
+    QF_GGUF_Q8_0,
+    QF_GGUF_Q4_0,
+    QF_GGUF_Q4_1,
+    QF_GGUF_Q5_0,
+    QF_GGUF_Q5_1,
+    QF_GGUF_BLOCK_COUNT
+};
+
 struct qf_kernels {
     const char *name;
     qf_kernel_4bit *nf4[QF_FLOAT_COUNT];
@@ -71,9 +94,12 @@ struct qf_kernels {
     qf_kernel_cast *cast[QF_FLOAT_COUNT][QF_FLOAT_COUNT]; /* [from][to] */
     qf_kernel_nested *nested;
     qf_kernel_mean *mean;
+    qf_kernel_group_absmax *group_absmax[QF_FLOAT_COUNT];
+    qf_kernel_scaled *scaled[QF_SCALED_COUNT][QF_FLOAT_COUNT];
     qf_kernel_dequant_4bit *dequant_4bit;
     qf_kernel_dequant_int8 *dequant_int8;
     qf_kernel_errors *errors;
+    qf_kernel_gguf *gguf[QF_GGUF_BLOCK_COUNT][QF_FLOAT_COUNT];
 };
 
 /* Levels in rising order; each contains those before it. */

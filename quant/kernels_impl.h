@@ -19,6 +19,10 @@ void qf_dequant_int8_scalar(const int8_t *codes, size_t n, float scb, float *out
 void qf_errors_scalar(const float *x, const float *y, size_t n,
                       struct qf_error_lanes *lanes);
 
+/* The definition of scaled codecs. */
+extern qf_kernel_group_absmax *const qf_group_absmax_scalar[QF_FLOAT_COUNT];
+extern qf_kernel_scaled *const qf_scaled_scalar[QF_SCALED_COUNT][QF_FLOAT_COUNT];
+
 /* The dynamic-map code of u: bitsandbytes' search (FORMATS section 2, dq). */
 uint8_t qf_nested_code(float u);
 

@@ -6,6 +6,8 @@
 #include <string.h>
 #include <time.h>
 
+#include "quant/gguf.h"
+
 #define CHUNK        ((size_t)1 << 20)
 #define ROW          ((size_t)4096)
 #define BLOCK        ((size_t)64)
@@ -34,7 +36,8 @@ struct measure {
 const char *qf_measured_name(enum qf_measured what)
 {
     static const char *const names[QF_MEASURE_COUNT] = {"memcpy", "nf4",    "fp4",
-                                                        "dq",     "int8",   "to F32",
+                                                        "dq",     "int8",   "q8_0",
+                                                        "q4_0",   "q5_1",   "to F32",
                                                         "to F16", "to BF16"};
     return names[what];
 }
@@ -71,6 +74,15 @@ static void run_chunk(struct measure *m, const struct bench_case *b, const char 
             k->row_absmax[m->dtype](in + i * m->width, ROW, &scb);
             k->int8[m->dtype](in + i * m->width, ROW, scb, (int8_t *)out + i);
         }
+        break;
+    case QF_MEASURE_Q8_0:
+        k->gguf[QF_GGUF_Q8_0][m->dtype](in, CHUNK / QF_GGUF_BLOCK, (uint8_t *)out);
+        break;
+    case QF_MEASURE_Q4_0:
+        k->gguf[QF_GGUF_Q4_0][m->dtype](in, CHUNK / QF_GGUF_BLOCK, (uint8_t *)out);
+        break;
+    case QF_MEASURE_Q5_1:
+        k->gguf[QF_GGUF_Q5_1][m->dtype](in, CHUNK / QF_GGUF_BLOCK, (uint8_t *)out);
         break;
     default:
         k->cast[m->dtype][b->what - QF_MEASURE_CASTS](in, CHUNK, out);

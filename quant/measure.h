@@ -29,6 +29,9 @@ enum qf_measured {
     QF_MEASURE_FP4,
     QF_MEASURE_DQ, /* nf4, then its absmax once more */
     QF_MEASURE_INT8,
+    QF_MEASURE_Q8_0, /* GGUF's; _1 is as fast as _0 */
+    QF_MEASURE_Q4_0,
+    QF_MEASURE_Q5_1,
     QF_MEASURE_CASTS,
     QF_MEASURE_COUNT = QF_MEASURE_CASTS + QF_FLOAT_COUNT
 };

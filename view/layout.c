@@ -271,9 +271,52 @@ static int finish(struct builder *b, struct qf_err *err)
     return 0;
 }
 
+static int compare_keys(const void *a, const void *b)
+{
+    return strcmp((*(const struct qf_metadata_entry *const *)a)->key,
+                  (*(const struct qf_metadata_entry *const *)b)->key);
+}
+
+/* The shard's own entries, but for those that the view has others for, and these. */
+static int begin_header(struct builder *b, const struct qf_layout_metadata *more)
+{
+    size_t own = b->shard->metadata_count, added = more->count;
+    struct qf_metadata_entry *all = calloc(own + added + 1, sizeof *all);
+    const struct qf_metadata_entry **keys = calloc(added + 1, sizeof *keys);
+    size_t count = 0;
+    int rc = all != NULL && keys != NULL ? 0 : -ENOMEM;
+    if (rc != 0)
+        goto out;
+    for (size_t i = 0; i < added; i++)
+        keys[i] = &more->entries[i];
+    qsort(keys, added, sizeof(*keys), compare_keys);
+    for (size_t i = 0; i < own; i++) {
+        const struct qf_metadata_entry *entry = &b->shard->metadata[i];
+        if (bsearch(&entry, keys, added, sizeof(*keys), compare_keys) == NULL)
+            all[count++] = *entry;
+    }
+    if (added != 0)
+        memcpy(all + count, more->entries, added * sizeof *all);
+    qf_header_begin(all, count + added, &b->header);
+out:
+    free(all);
+    free(keys);
+    return rc;
+}
+
 int qf_layout_build(const struct qf_shard *shard, const struct qf_decision *decisions,
                     const struct qf_view *view, enum qf_dtype dtype,
                     struct qf_layout **out, struct qf_err *err)
+{
+    static const struct qf_layout_metadata none;
+    return qf_layout_build_with(shard, decisions, view, dtype, &none, out, err);
+}
+
+int qf_layout_build_with(const struct qf_shard *shard,
+                         const struct qf_decision *decisions,
+                         const struct qf_view *view, enum qf_dtype dtype,
+                         const struct qf_layout_metadata *metadata,
+                         struct qf_layout **out, struct qf_err *err)
 {
     struct qf_codec_spec spec = qf_view_spec(view, dtype);
     struct builder b = {.shard = shard,
@@ -292,8 +335,9 @@ int qf_layout_build(const struct qf_shard *shard, const struct qf_decision *deci
         rc = alloc_spans(&b);
     if (rc != 0)
         goto out;
-    qf_header_begin(shard->metadata, shard->metadata_count, &b.header);
-    rc = emit_all(&b);
+    rc = begin_header(&b, metadata);
+    if (rc == 0)
+        rc = emit_all(&b);
     if (rc == 0)
         rc = finish(&b, err);
 

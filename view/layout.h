@@ -36,6 +36,7 @@ struct qf_span {
 
 struct qf_layout_tensor {
     const struct qf_tensor *src; /* borrowed from the shard */
+    uint32_t source;             /* which of the file's sources has it */
     enum qf_dtype out_dtype;     /* of a kept tensor */
     struct qf_plan *plan;        /* owned; NULL for a kept tensor */
 };
@@ -52,10 +53,22 @@ struct qf_layout {
     struct qf_span *spans; /* by rising off */
 };
 
+/* What the header depends on besides the shard: entries of __metadata__ that win over
+ * the shard's own. */
+struct qf_layout_metadata {
+    size_t count;
+    const struct qf_metadata_entry *entries;
+};
+
 /* decisions: one for each tensor of the shard, in its order. dtype: D. */
 int qf_layout_build(const struct qf_shard *shard, const struct qf_decision *decisions,
                     const struct qf_view *view, enum qf_dtype dtype,
                     struct qf_layout **out, struct qf_err *err) QF_MUST_CHECK;
+int qf_layout_build_with(const struct qf_shard *shard,
+                         const struct qf_decision *decisions,
+                         const struct qf_view *view, enum qf_dtype dtype,
+                         const struct qf_layout_metadata *metadata,
+                         struct qf_layout **out, struct qf_err *err) QF_MUST_CHECK;
 /* NULL is allowed. */
 void qf_layout_free(struct qf_layout *layout);
 /* Index of the span that holds byte `off` (< file_size). */

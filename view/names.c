@@ -12,6 +12,19 @@
 
 const char qf_view_default_list[] = "nf4:int8:dq:fp4";
 
+bool qf_view_is_default(enum qf_codec codec)
+{
+    enum qf_family family = qf_codec_info(codec)->family;
+    return family == QF_FAMILY_BNB_4BIT || family == QF_FAMILY_BNB_INT8;
+}
+
+void qf_view_append_codecs(struct qf_buf *out)
+{
+    for (int i = 0; i < QF_CODEC_COUNT; i++)
+        qf_buf_appendf(out, "%s%s", i != 0 ? ", " : "",
+                       qf_codec_name((enum qf_codec)i));
+}
+
 /* What settings of a name have been understood so far. */
 struct reading {
     struct qf_view *view;
@@ -28,7 +41,7 @@ struct reading {
 
 static bool find_codec(const char *name, size_t size, enum qf_codec *out)
 {
-    char text[16];
+    char text[32];
     if (size >= sizeof text)
         return false;
     memcpy(text, name, size);
@@ -157,6 +170,18 @@ static int quoted_size(size_t size)
     return size < QF_VIEW_NAME_SIZE ? (int)size : QF_VIEW_NAME_SIZE;
 }
 
+static int refuse_name(const char *name, size_t size, struct qf_err *err)
+{
+    struct qf_buf all = {0};
+    qf_view_append_codecs(&all);
+    int rc = all.failed ? -ENOMEM
+                        : qf_err_set(err, -ENOENT,
+                                     "no view is called '%.*s' (there are: %.*s)",
+                                     quoted_size(size), name, (int)all.size, all.data);
+    qf_buf_fini(&all);
+    return rc == -ENOMEM ? qf_err_set(err, rc, "out of memory") : rc;
+}
+
 int qf_view_parse(const char *name, size_t size, struct qf_view *out,
                   struct qf_err *err)
 {
@@ -166,12 +191,12 @@ int qf_view_parse(const char *name, size_t size, struct qf_view *out,
     at = at != NULL ? at : end;
     if (memchr(name, '\0', size) != NULL ||
         !find_codec(name, (size_t)(at - name), &codec))
-        return qf_err_set(err, -ENOENT, "no view is called '%.*s' (there are: %s)",
-                          quoted_size(size), name, qf_view_default_list);
+        return refuse_name(name, size, err);
     struct qf_codec_spec spec = qf_codec_default(codec, QF_F32);
     *out = (struct qf_view){.codec = codec,
                             .blocksize = spec.blocksize,
                             .storage = spec.storage,
+                            .group = spec.group,
                             .dtype = QF_DTYPE_NONE,
                             .compute = QF_DTYPE_NONE,
                             .int8_threshold = 6.0};
@@ -233,21 +258,6 @@ int qf_view_parse_list(const char *list, struct qf_view views[QF_VIEWS_MAX],
     return 0;
 }
 
-bool qf_views_allow(const struct qf_view *listed, size_t count, enum qf_codec codec)
-{
-    struct qf_buf list = {0};
-    bool found = false;
-    for (size_t i = 0; i < count; i++) {
-        found = found || listed[i].codec == codec;
-        qf_buf_append_str(&list, i != 0 ? ":" : "");
-        qf_view_append_listed(&listed[i], &list);
-    }
-    if (!list.failed && list.size == strlen(qf_view_default_list))
-        found = found || memcmp(list.data, qf_view_default_list, list.size) == 0;
-    qf_buf_fini(&list);
-    return found;
-}
-
 void qf_view_append_listed(const struct qf_view *view, struct qf_buf *out)
 {
     const char *key = view->name;
@@ -266,5 +276,6 @@ struct qf_codec_spec qf_view_spec(const struct qf_view *view, enum qf_dtype dtyp
     return (struct qf_codec_spec){.codec = view->codec,
                                   .blocksize = view->blocksize,
                                   .dtype = dtype,
-                                  .storage = view->storage};
+                                  .storage = view->storage,
+                                  .group = view->group};
 }

@@ -23,6 +23,10 @@ extern "C" {
 #define QF_VIEW_NAME_SIZE 256
 #define QF_VIEWS_MAX      32
 
+/* Of the setting "group": powers of two. */
+#define QF_GROUP_MIN 16u
+#define QF_GROUP_MAX 4096u
+
 /* Names of modules (view/overrides.h says how they match). */
 struct qf_patterns {
     size_t count;
@@ -35,6 +39,7 @@ struct qf_view {
     char name[QF_VIEW_NAME_SIZE]; /* directory in the mount's root */
     enum qf_codec codec;
     uint32_t blocksize;    /* 4-bit codecs */
+    uint32_t group;        /* scaled codecs: elements that share a scale; 0: a row */
     enum qf_dtype storage; /* of 4-bit codes */
     enum qf_dtype dtype;   /* D for every model; QF_DTYPE_NONE: each model's own */
     enum qf_dtype compute; /* bnb_4bit_compute_dtype; QF_DTYPE_NONE: D */
@@ -58,15 +63,16 @@ int qf_view_parse(const char *name, size_t size, struct qf_view *out,
  * impossible settings. */
 int qf_view_parse_list(const char *list, struct qf_view views[QF_VIEWS_MAX],
                        size_t *count, struct qf_err *err) QF_MUST_CHECK;
-/* Whether a mount that lists these views has others of this codec, which somebody may
- * look up: it lists one of them, or the views that there are by default. */
-bool qf_views_allow(const struct qf_view *listed, size_t count, enum qf_codec codec);
 /* The view's name as such a list has it. */
 void qf_view_append_listed(const struct qf_view *view, struct qf_buf *out);
 /* What the codec needs to know, for a model of dtype D. */
 struct qf_codec_spec qf_view_spec(const struct qf_view *view, enum qf_dtype dtype);
 /* "nf4:int8:dq:fp4" */
 extern const char qf_view_default_list[];
+/* Whether a mount lists the codec's view without being told to. */
+bool qf_view_is_default(enum qf_codec codec);
+/* All that a view can be called, without settings: "nf4, fp4, …". */
+void qf_view_append_codecs(struct qf_buf *out);
 
 #ifdef __cplusplus
 }

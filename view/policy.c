@@ -62,6 +62,12 @@ static bool passes_through(const struct qf_planner *p, const qf_json *config,
     if (!coded && is_truthy(qf_json_get(config, "quantization_config")))
         snprintf(out->reason, sizeof out->reason,
                  "already quantized: config.json has a quantization_config");
+    enum qf_family family = qf_codec_info(view->codec)->family;
+    if (qf_json_get(config, "_class_name") != NULL &&
+        (family == QF_FAMILY_FP8 || family == QF_FAMILY_COMPRESSED_TENSORS))
+        snprintf(out->reason, sizeof out->reason,
+                 "diffusers cannot load '%s', which is for models of transformers",
+                 qf_codec_name(view->codec));
     if (qf_rules_is_vae(config) && view->force.count == 0)
         snprintf(out->reason, sizeof out->reason,
                  "an autoencoder (VAE), left alone unless modules of it are forced");
@@ -183,8 +189,12 @@ static int decide(struct qf_planner *p, const struct qf_view *view, size_t index
     override_rules(p, view, path, &decision->reason);
     if (decision->reason == QF_REASON_QUANTIZED) {
         /* Codes are of the weight as a Linear has it. */
-        decision->transposed = t->coded == NULL && qf_rules_is_conv1d(&p->rules, path);
-        rc = judge_settings(p, view, t, decision, err);
+        bool conv1d = qf_rules_is_conv1d(&p->rules, path);
+        decision->transposed = t->coded == NULL && conv1d;
+        if (conv1d && !qf_view_is_default(view->codec))
+            decision->reason = QF_REASON_CONV1D;
+        else
+            rc = judge_settings(p, view, t, decision, err);
     } else if (!qf_dtype_is_float(t->dtype)) {
         decision->reason = QF_REASON_NOT_WEIGHT;
         return 0;
@@ -252,6 +262,25 @@ static void clear_decisions(struct qf_policy *policy)
     policy->quantized_count = 0;
 }
 
+static bool is_causal(const qf_json *config)
+{
+    const qf_json *classes = qf_json_get(config, "architectures");
+    for (const qf_json *c = qf_json_is_array(classes) ? qf_json_first(classes) : NULL;
+         c != NULL; c = qf_json_after(c))
+        if (qf_json_string(c) != NULL && strstr(qf_json_string(c), "CausalLM") != NULL)
+            return true;
+    return false;
+}
+
+static const char *list_name(enum qf_codec codec)
+{
+    if (qf_view_is_default(codec))
+        return "llm_int8_skip_modules";
+    return qf_codec_info(codec)->family == QF_FAMILY_COMPRESSED_TENSORS
+               ? "ignore"
+               : "modules_to_not_convert";
+}
+
 int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
                    const qf_json *config, const struct qf_view *view,
                    struct qf_policy *out, struct qf_err *err)
@@ -260,6 +289,8 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
     struct qf_planner p = {.tensors = tensors, .count = count, .out = out};
     int rc = qf_rules_init(&p.rules, config);
     p.vae = qf_rules_is_vae(config);
+    p.causal = is_causal(config);
+    p.list_name = list_name(view->codec);
     p.untied = qf_json_is_false(qf_json_get(config, "tie_word_embeddings"));
     out->diffusers = p.rules.diffusers;
     if (rc == -E2BIG) {
@@ -281,7 +312,8 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
     out->dtype = model_dtype(&p, config, view);
     rc = decide_all(&p, view, err);
     if (rc == 0)
-        rc = qf_skip_build(&p);
+        rc = qf_view_is_default(view->codec) ? qf_skip_build(&p)
+                                             : qf_list_build(&p, view->codec);
     if (rc == 0)
         rc = finish(&p);
 
@@ -322,6 +354,8 @@ const char *qf_reason_text(enum qf_reason reason)
         [QF_REASON_SKIPPED] = "kept by an override",
         [QF_REASON_CLOSURE] = "another module's skip entry hits it",
         [QF_REASON_COLLISION] = "the name of a part is taken",
+        [QF_REASON_CONV1D] = "a Conv1D, and only Linear modules have this format",
+        [QF_REASON_FUSED] = "loaders fuse it with a weight that is kept",
         [QF_REASON_SHAPE] = "its shape does not fit the view's settings",
         [QF_REASON_DEQUANTIZED] = "dequantized",
         [QF_REASON_PLAIN] = "not quantized",

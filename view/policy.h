@@ -34,8 +34,10 @@ enum qf_reason {
     QF_REASON_SKIPPED, /* a skip pattern of the overrides, or none of "only" */
     QF_REASON_CLOSURE, /* a skip entry that another tensor needs would hit it */
     QF_REASON_COLLISION, /* a part's name exists in the source */
+    QF_REASON_CONV1D,    /* a Conv1D, where the family replaces Linears alone */
+    QF_REASON_FUSED,     /* loaders fuse it with one that is kept (q, k, v; gate, up) */
     QF_REASON_SHAPE, /* the view's settings do not fit (a storage dtype that does not
-                        divide the codes) */
+                        divide the codes, a group or block that does not divide it) */
     QF_REASON_DEQUANTIZED, /* a view that quantizes nothing: a coded tensor, */
     QF_REASON_PLAIN,       /* and all others */
     QF_REASON_COUNT
@@ -60,7 +62,9 @@ struct qf_policy {
     struct qf_decision *decisions; /* same order as the tensors given */
     size_t quantized_count;
     size_t skip_count;
-    char **skip; /* llm_int8_skip_modules, in order */
+    /* Modules left as they are, in order: llm_int8_skip_modules, or the list that the
+     * family has in its place. */
+    char **skip;
 };
 
 /* tensors: those of all shards of the set, in any order. Those that are coded explain

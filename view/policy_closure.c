@@ -15,20 +15,22 @@
 
 typedef bool (*skip_fn)(struct qf_path path, const char *entry);
 
-static int give_up(struct qf_planner *p, const char *why)
+int qf_planner_give_up(struct qf_planner *p, const char *why)
 {
     snprintf(p->out->reason, sizeof p->out->reason, "%s", why);
     return -ENOTSUP;
 }
 
 /* Long names count for more: what is limited is the time. */
-static int count_matches(struct qf_planner *p, struct qf_path path, uint64_t count)
+int qf_skip_count_matches(struct qf_planner *p, struct qf_path path, uint64_t count)
 {
     p->matches += count * (1 + path.size / 128);
-    if (p->matches > QF_POLICY_MATCHES_MAX)
-        return give_up(p, "too many tensors would have to be named in "
-                          "llm_int8_skip_modules");
-    return 0;
+    if (p->matches <= QF_POLICY_MATCHES_MAX)
+        return 0;
+    char why[QF_ERR_TEXT_SIZE];
+    snprintf(why, sizeof why, "too many tensors would have to be named in %s",
+             p->list_name);
+    return qf_planner_give_up(p, why);
 }
 
 static bool in_list(const char *const *list, const char *text)
@@ -47,7 +49,7 @@ static bool in_skip(const struct qf_planner *p, const char *text, size_t size)
     return false;
 }
 
-static int append(struct qf_planner *p, const char *text, size_t size)
+int qf_skip_append(struct qf_planner *p, const char *text, size_t size)
 {
     struct qf_policy *out = p->out;
     if (out->skip_count == p->skip_capacity) {
@@ -69,22 +71,30 @@ static int append_all(struct qf_planner *p, const char *const *list)
 {
     int rc = 0;
     for (; rc == 0 && *list != NULL; list++)
-        rc = append(p, *list, strlen(*list));
+        rc = qf_skip_append(p, *list, strlen(*list));
     return rc;
 }
 
+void qf_skip_clear(struct qf_planner *p)
+{
+    for (size_t i = 0; i < p->out->skip_count; i++)
+        free(p->out->skip[i]);
+    p->out->skip_count = 0;
+}
+
 /* Names a module, whose name then stands where a pattern may stand. */
-static int append_path(struct qf_planner *p, struct qf_path path)
+int qf_skip_append_path(struct qf_planner *p, struct qf_path path)
 {
     if (!qf_skip_is_plain(path)) {
         char why[QF_ERR_TEXT_SIZE];
-        snprintf(why, sizeof why,
-                 "module '%.*s' cannot be named in llm_int8_skip_modules: its name has "
-                 "characters of regular expressions",
-                 path.size < 200 ? (int)path.size : 200, path.at);
-        return give_up(p, why);
+        snprintf(
+            why, sizeof why,
+            "module '%.*s' cannot be named in %s: its name has characters of regular "
+            "expressions",
+            path.size < 200 ? (int)path.size : 200, path.at, p->list_name);
+        return qf_planner_give_up(p, why);
     }
-    return append(p, path.at, path.size);
+    return qf_skip_append(p, path.at, path.size);
 }
 
 static bool hit_by_any(const struct qf_planner *p, struct qf_path path, skip_fn fn)
@@ -98,10 +108,10 @@ static bool hit_by_any(const struct qf_planner *p, struct qf_path path, skip_fn 
 /* Appends the module itself unless transformers 5 and 4 both skip it already. */
 static int append_unless_matched(struct qf_planner *p, struct qf_path path)
 {
-    int rc = count_matches(p, path, 2 * p->out->skip_count);
+    int rc = qf_skip_count_matches(p, path, 2 * p->out->skip_count);
     if (rc != 0 || (hit_by_any(p, path, qf_skip_v5) && hit_by_any(p, path, qf_skip_v4)))
         return rc;
-    return append_path(p, path);
+    return qf_skip_append_path(p, path);
 }
 
 /* Heads of the table that are single modules. */
@@ -111,7 +121,7 @@ static int append_table_heads(struct qf_planner *p)
     for (const char *const *h = p->rules.heads; rc == 0 && *h != NULL; h++) {
         const char *text = strncmp(*h, "**.", 3) == 0 ? *h + 3 : *h;
         if (strchr(text, '*') == NULL)
-            rc = append(p, text, strlen(text));
+            rc = qf_skip_append(p, text, strlen(text));
     }
     return rc;
 }
@@ -135,7 +145,7 @@ static int append_optional(struct qf_planner *p, const char *const *list)
         if (in_skip(p, *list, strlen(*list)) || has_module(p, *list))
             continue;
         p->optional[p->optional_count++] = *list;
-        rc = append(p, *list, strlen(*list));
+        rc = qf_skip_append(p, *list, strlen(*list));
     }
     return rc;
 }
@@ -173,8 +183,8 @@ static int append_kept(struct qf_planner *p, const struct qf_plain *plain)
     if (plain->reason == QF_REASON_EXPERTS) {
         if (in_skip(p, experts, strlen(experts)))
             return 0;
-        int rc = append(p, experts, strlen(experts));
-        return rc != 0 ? rc : append(p, experts_regex, strlen(experts_regex));
+        int rc = qf_skip_append(p, experts, strlen(experts));
+        return rc != 0 ? rc : qf_skip_append(p, experts_regex, strlen(experts_regex));
     }
     if (plain->reason != QF_REASON_FP32)
         return append_unless_matched(p, plain->path);
@@ -182,7 +192,7 @@ static int append_kept(struct qf_planner *p, const struct qf_plain *plain)
     const char *f = qf_rules_fp32_hit(&p->rules, plain->path);
     if (p->rules.diffusers || in_skip(p, f, strlen(f)))
         return 0;
-    return append(p, f, strlen(f));
+    return qf_skip_append(p, f, strlen(f));
 }
 
 /* An entry that stands for a module which this model happens not to have. */
@@ -220,12 +230,12 @@ static int close_one(struct qf_planner *p, struct qf_path path,
 {
     bool hit = false;
     bool defensive = true;
-    int rc = count_matches(p, path, 3 * p->out->skip_count);
+    int rc = qf_skip_count_matches(p, path, 3 * p->out->skip_count);
     for (size_t i = 0; rc == 0 && i < p->out->skip_count; i++) {
         if (!hits(p->out->skip[i], path))
             continue;
         hit = true;
-        rc = count_matches(p, path, p->plain_count);
+        rc = qf_skip_count_matches(p, path, p->plain_count);
         defensive = defensive && is_defensive(p, p->out->skip[i]);
     }
     if (rc != 0 || !hit)

@@ -92,6 +92,9 @@ bool qf_rules_may_turn(const struct qf_rules *rules, struct qf_path path);
 extern const char *const qf_rules_heads[];
 extern const char *const qf_rules_optional[];
 
+/* The item of this name, or NULL. */
+const struct qf_named *qf_names_find(const struct qf_name_index *names,
+                                     const char *name);
 bool qf_names_has(const struct qf_name_index *names, const char *name);
 
 /* ---- policy_closure.c: the skip list ---- */
@@ -108,6 +111,7 @@ struct qf_planner {
     struct qf_name_index names;
     struct qf_rules rules;
     bool vae;    /* a diffusers autoencoder */
+    bool causal; /* a causal language model, by its class */
     bool untied; /* the config says that no head shares an embedding's weight */
     struct qf_policy *out;
     struct qf_plain *plain; /* sorted by path */
@@ -115,7 +119,8 @@ struct qf_planner {
     const char **optional; /* optional modules that this model lacks */
     size_t optional_count;
     size_t skip_capacity;
-    uint64_t matches; /* work done so far */
+    const char *list_name; /* in config.json */
+    uint64_t matches;      /* work done so far */
 };
 
 /* Length of ".weight", and the module's name of a tensor named *.weight. */
@@ -135,6 +140,21 @@ int qf_policy_check_turned(const struct qf_planner *planner,
 /* Makes out->skip from the decisions; turns decisions to CLOSURE where an entry would
  * hit a tensor that is quantized. -ENOTSUP with out->reason when there is no list. */
 int qf_skip_build(struct qf_planner *planner) QF_MUST_CHECK;
+
+/* What both lists are made with. -ENOMEM; -ENOTSUP with out->reason. */
+int qf_planner_give_up(struct qf_planner *planner, const char *why) QF_MUST_CHECK;
+int qf_skip_append(struct qf_planner *planner, const char *text,
+                   size_t size) QF_MUST_CHECK;
+int qf_skip_append_path(struct qf_planner *planner, struct qf_path path) QF_MUST_CHECK;
+void qf_skip_clear(struct qf_planner *planner);
+/* Counts work that matching a path `count` times is. */
+int qf_skip_count_matches(struct qf_planner *planner, struct qf_path path,
+                          uint64_t count) QF_MUST_CHECK;
+
+/* ---- policy_list.c: the list of families that have full names ---- */
+
+/* As qf_skip_build; also turns decisions to FUSED. */
+int qf_list_build(struct qf_planner *planner, enum qf_codec codec) QF_MUST_CHECK;
 
 #ifdef __cplusplus
 }

@@ -139,10 +139,16 @@ static int compare_named(const void *key, const void *item)
     return strcmp(key, ((const struct qf_named *)item)->name);
 }
 
-bool qf_names_has(const struct qf_name_index *names, const char *name)
+const struct qf_named *qf_names_find(const struct qf_name_index *names,
+                                     const char *name)
 {
     return bsearch(name, names->items, names->count, sizeof *names->items,
-                   compare_named) != NULL;
+                   compare_named);
+}
+
+bool qf_names_has(const struct qf_name_index *names, const char *name)
+{
+    return qf_names_find(names, name) != NULL;
 }
 
 static bool any_glob(struct qf_path path, const char *const *patterns)

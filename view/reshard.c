@@ -96,39 +96,57 @@ static int plan_codecs(struct splitter *s)
     int rc = 0;
     for (int i = 0; i < QF_CODEC_COUNT && rc == 0; i++) {
         struct qf_codec_spec spec = qf_codec_default((enum qf_codec)i, QF_F32);
-        if (qf_codec_plain_dtype(spec.codec) != QF_DTYPE_NONE)
-            continue; /* no parts */
         rc = qf_codec_plan(&spec, QF_F32, shape, false, &s->codecs[i], NULL);
+        if (rc == -ENOTSUP) { /* it makes no parts */
+            s->codecs[i].part_count = 0;
+            rc = 0;
+        }
     }
     return rc;
 }
 
+static bool ends_with(const char *name, const char *suffix)
+{
+    size_t n = strlen(name), k = strlen(suffix);
+    return n >= k && strcmp(name + n - k, suffix) == 0;
+}
+
+/* Whether the item is the codes of a weight in this codec; then the weight's name. */
+static bool weight_of(const char *name, const struct qf_plan *plan, char *weight)
+{
+    const struct qf_part *codes = qf_plan_part(plan, QF_PART_CODES);
+    strcpy(weight, name);
+    if (!ends_with(name, codes->strip != 0 ? codes->suffix : ".weight"))
+        return false;
+    if (codes->strip != 0)
+        strcpy(weight + strlen(name) - strlen(codes->suffix), "weight");
+    return ends_with(weight, ".weight");
+}
+
+/* The companions of codes go where these do. */
 static int adopt(struct splitter *s, size_t owner)
 {
     const char *name = s->items[owner].tensor->name;
-    size_t size = strlen(name) + QF_PART_SUFFIX_SIZE + 1;
-    char *part_name = malloc(size);
+    size_t size = strlen(name) + QF_PART_SUFFIX_SIZE + sizeof ".weight";
+    char *part_name = malloc(2 * size);
     if (part_name == NULL)
         return -ENOMEM;
-    for (int c = 0; c < QF_CODEC_COUNT; c++)
+    char *weight = part_name + size;
+    for (int c = 0; c < QF_CODEC_COUNT; c++) {
+        if (!weight_of(name, &s->codecs[c], weight))
+            continue;
         for (uint32_t p = 0; p < s->codecs[c].part_count; p++) {
             const struct qf_part *part = &s->codecs[c].parts[p];
             if (part->hidden)
                 continue;
-            qf_part_name(name, part, part_name, size);
+            qf_part_name(weight, part, part_name, size);
             struct item *item = find_item(s, part_name);
             if (item != NULL)
                 item->owner = owner;
         }
+    }
     free(part_name);
     return 0;
-}
-
-static bool is_weight(const char *name)
-{
-    static const char suffix[] = ".weight";
-    size_t n = strlen(name), k = sizeof suffix - 1;
-    return n >= k && strcmp(name + n - k, suffix) == 0;
 }
 
 /* A unit stands where its weight does. */
@@ -244,8 +262,7 @@ int qf_reshard_plan(const struct qf_shard *const *shards, size_t count,
     if (rc == 0)
         rc = index_items(&s, err);
     for (size_t i = 0; rc == 0 && i < s.plan->tensor_count; i++)
-        if (is_weight(s.items[i].tensor->name))
-            rc = adopt(&s, i);
+        rc = adopt(&s, i);
     if (rc == 0 && s.plan->tensor_count == 0)
         rc = qf_err_set(err, -EBADMSG, "there is no tensor to put into a shard");
     if (rc == 0) {

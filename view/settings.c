@@ -8,24 +8,34 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define BIT(codec) (UINT32_C(1) << (codec))
+/* Of these the dtype is the name, and nothing is chosen. */
+#define PLAIN    (BIT(QF_CODEC_BF16) | BIT(QF_CODEC_FP16) | BIT(QF_CODEC_FP32))
+#define ALL      ((BIT(QF_CODEC_COUNT) - 1) & ~PLAIN)
+#define BNB_4BIT (BIT(QF_CODEC_NF4) | BIT(QF_CODEC_FP4) | BIT(QF_CODEC_DQ))
+/* Of the others the libraries have one scale a row, and no word for groups. */
+#define GROUPED                                                                        \
+    (BIT(QF_CODEC_AO_INT8WO) | BIT(QF_CODEC_AO_FLOAT8WO) | BIT(QF_CODEC_CT_W8A16) |    \
+     BIT(QF_CODEC_CT_W4A16))
+
+_Static_assert(QF_CODEC_COUNT < 32, "a mask has a bit for each codec");
+
 const struct qf_setting_info qf_settings[QF_SETTING_COUNT] = {
-    [QF_SETTING_DTYPE] = {"dtype", "dtype", QF_SETTING_WORD, true, true},
-    [QF_SETTING_COMPUTE] = {"compute", "compute_dtype", QF_SETTING_WORD, true, false},
-    [QF_SETTING_STORAGE] = {"storage", "quant_storage", QF_SETTING_WORD, true, false},
-    [QF_SETTING_BLOCKSIZE] = {"blocksize", "blocksize", QF_SETTING_NUMBER, true, false},
-    [QF_SETTING_THRESHOLD] = {"threshold", "int8_threshold", QF_SETTING_NUMBER, false,
-                              true},
-    [QF_SETTING_ONLY] = {"only", "only", QF_SETTING_PATTERNS, true, true},
-    [QF_SETTING_SKIP] = {"skip", "skip", QF_SETTING_PATTERNS, true, true},
-    [QF_SETTING_FORCE] = {"force", "force", QF_SETTING_PATTERNS, true, true},
+    [QF_SETTING_DTYPE] = {"dtype", "dtype", QF_SETTING_WORD, ALL},
+    [QF_SETTING_COMPUTE] = {"compute", "compute_dtype", QF_SETTING_WORD, BNB_4BIT},
+    [QF_SETTING_STORAGE] = {"storage", "quant_storage", QF_SETTING_WORD, BNB_4BIT},
+    [QF_SETTING_BLOCKSIZE] = {"blocksize", "blocksize", QF_SETTING_NUMBER, BNB_4BIT},
+    [QF_SETTING_THRESHOLD] = {"threshold", "int8_threshold", QF_SETTING_NUMBER,
+                              BIT(QF_CODEC_INT8)},
+    [QF_SETTING_GROUP] = {"group", "group", QF_SETTING_NUMBER, GROUPED},
+    [QF_SETTING_ONLY] = {"only", "only", QF_SETTING_PATTERNS, ALL},
+    [QF_SETTING_SKIP] = {"skip", "skip", QF_SETTING_PATTERNS, ALL},
+    [QF_SETTING_FORCE] = {"force", "force", QF_SETTING_PATTERNS, ALL},
 };
 
 bool qf_setting_fits(enum qf_setting setting, enum qf_codec codec)
 {
-    if (qf_codec_plain_dtype(codec) != QF_DTYPE_NONE)
-        return false; /* its dtype is its name, and nothing is chosen */
-    return codec == QF_CODEC_INT8 ? qf_settings[setting].in_int8
-                                  : qf_settings[setting].in_4bit;
+    return (qf_settings[setting].codecs & BIT(codec)) != 0;
 }
 
 /* ---- values ---- */
@@ -53,24 +63,28 @@ int qf_setting_set_word(struct qf_view *view, enum qf_setting setting,
     }
 }
 
-static int set_blocksize(const char *label, double number, uint32_t *out,
-                         struct qf_err *err)
+static int set_power_of_two(const char *label, double number, uint32_t least,
+                            uint32_t most, uint32_t *out, struct qf_err *err)
 {
-    for (uint32_t size = QF_BLOCKSIZE_DEFAULT; size <= QF_BLOCKSIZE_MAX; size *= 2) {
+    for (uint32_t size = least; size <= most; size *= 2) {
         if (number == (double)size) {
             *out = size;
             return 0;
         }
     }
     return qf_err_set(err, -EINVAL, "'%s' must be a power of two from %u to %u", label,
-                      QF_BLOCKSIZE_DEFAULT, QF_BLOCKSIZE_MAX);
+                      least, most);
 }
 
 int qf_setting_set_number(struct qf_view *view, enum qf_setting setting,
                           const char *label, double number, struct qf_err *err)
 {
     if (setting == QF_SETTING_BLOCKSIZE)
-        return set_blocksize(label, number, &view->blocksize, err);
+        return set_power_of_two(label, number, QF_BLOCKSIZE_DEFAULT, QF_BLOCKSIZE_MAX,
+                                &view->blocksize, err);
+    if (setting == QF_SETTING_GROUP)
+        return set_power_of_two(label, number, QF_GROUP_MIN, QF_GROUP_MAX, &view->group,
+                                err);
     assert(setting == QF_SETTING_THRESHOLD);
     if (!isfinite(number) || number < 0)
         return qf_err_set(err, -EINVAL, "'%s' must be a number that is not negative",
@@ -148,6 +162,9 @@ void qf_setting_append_value(const struct qf_view *view, enum qf_setting setting
         return;
     case QF_SETTING_BLOCKSIZE:
         qf_buf_appendf(out, "%u", view->blocksize);
+        return;
+    case QF_SETTING_GROUP:
+        qf_buf_appendf(out, "%u", view->group);
         return;
     default:
         assert(setting == QF_SETTING_THRESHOLD);

@@ -6,6 +6,7 @@
 
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 
 #include "base/buf.h"
 #include "base/err.h"
@@ -22,6 +23,7 @@ enum qf_setting {
     QF_SETTING_STORAGE,
     QF_SETTING_BLOCKSIZE,
     QF_SETTING_THRESHOLD,
+    QF_SETTING_GROUP,
     QF_SETTING_ONLY,
     QF_SETTING_SKIP,
     QF_SETTING_FORCE,
@@ -34,7 +36,7 @@ struct qf_setting_info {
     const char *name; /* in a view's name */
     const char *key;  /* in overrides */
     enum qf_setting_kind kind;
-    bool in_4bit, in_int8; /* which codecs it means something to */
+    uint32_t codecs; /* which it means something to: bits 1 << enum qf_codec */
 };
 
 extern const struct qf_setting_info qf_settings[QF_SETTING_COUNT];

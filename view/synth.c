@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* config.json is changed as text, by ckpt/config: the members below are set and every
  * other byte stays. Nested configs of a composite model get the same members, because
- * a part of it can be loaded by a class of its own from the same directory. The
- * spelling of quantization_config is what json.dump makes of bitsandbytes' own. */
+ * a part of it can be loaded by a class of its own from the same directory. */
 #include "view/synth.h"
 
 #include <stdio.h>
@@ -10,53 +9,6 @@
 #include <string.h>
 
 #include "ckpt/config.h"
-
-static const char *bool_text(bool value)
-{
-    return value ? "true" : "false";
-}
-
-static const char *storage_name(const struct qf_view *view)
-{
-    const char *name = qf_dtype_torch_name(view->storage);
-    return view->codec == QF_CODEC_INT8 || name == NULL ? "uint8" : name;
-}
-
-static const char *compute_name(const struct qf_view *view,
-                                const struct qf_policy *policy)
-{
-    if (view->codec == QF_CODEC_INT8)
-        return "float32";
-    return qf_dtype_torch_name(view->compute != QF_DTYPE_NONE ? view->compute
-                                                              : policy->dtype);
-}
-
-void qf_synth_quantization_config(const struct qf_view *view,
-                                  const struct qf_policy *policy, struct qf_buf *out)
-{
-    bool int8 = view->codec == QF_CODEC_INT8;
-    bool nf4 = view->codec == QF_CODEC_NF4 || view->codec == QF_CODEC_DQ;
-    qf_buf_appendf(out, "{\"_load_in_4bit\": %s, \"_load_in_8bit\": %s",
-                   bool_text(!int8), bool_text(int8));
-    qf_buf_appendf(out, ", \"bnb_4bit_compute_dtype\": \"%s\"",
-                   compute_name(view, policy));
-    qf_buf_appendf(out, ", \"bnb_4bit_quant_storage\": \"%s\"", storage_name(view));
-    qf_buf_appendf(out, ", \"bnb_4bit_quant_type\": \"%s\"", nf4 ? "nf4" : "fp4");
-    qf_buf_appendf(out, ", \"bnb_4bit_use_double_quant\": %s",
-                   bool_text(view->codec == QF_CODEC_DQ));
-    qf_buf_append_str(out, ", \"llm_int8_enable_fp32_cpu_offload\": false"
-                           ", \"llm_int8_has_fp16_weight\": false"
-                           ", \"llm_int8_skip_modules\": [");
-    for (size_t i = 0; i < policy->skip_count; i++) {
-        qf_buf_append_str(out, i != 0 ? ", " : "");
-        qf_buf_append_json(out, policy->skip[i], strlen(policy->skip[i]));
-    }
-    qf_buf_append_str(out, "], \"llm_int8_threshold\": ");
-    qf_buf_append_double(out, view->int8_threshold);
-    qf_buf_appendf(out, ", \"load_in_4bit\": %s, \"load_in_8bit\": %s",
-                   bool_text(!int8), bool_text(int8));
-    qf_buf_append_str(out, ", \"quant_method\": \"bitsandbytes\"}");
-}
 
 static bool is_sub_config(const qf_json *config, const qf_json *member)
 {

@@ -13,6 +13,7 @@
 #include "ckpt/bnb.h"
 #include "view/overrides.h"
 #include "view/synth.h"
+#include "view/torchao.h"
 
 static struct qf_variant_file *add_file(struct qf_variant *variant, const char *name,
                                         enum qf_variant_kind kind)
@@ -157,9 +158,10 @@ static int layout_digest(const struct qf_layout *layout, struct qf_hash128 *out)
         if (plan == NULL)
             qf_buf_appendf(&text, "%d,", (int)tensor->out_dtype);
         else
-            qf_buf_appendf(&text, "%d %u %d %d %d,", (int)plan->spec.codec,
-                           plan->spec.blocksize, (int)plan->spec.storage,
-                           (int)plan->spec.dtype, (int)plan->transposed);
+            qf_buf_appendf(&text, "%d %u %u %d %d %d,", (int)plan->spec.codec,
+                           plan->spec.blocksize, plan->spec.group,
+                           (int)plan->spec.storage, (int)plan->spec.dtype,
+                           (int)plan->transposed);
     }
     int rc = text.failed ? -ENOMEM : 0;
     if (rc == 0)
@@ -178,6 +180,7 @@ static const struct qf_variant_file *find_unsorted(const struct qf_variant *vari
 }
 
 static int add_shards(struct qf_variant *variant, size_t set_index,
+                      const struct qf_layout_metadata *metadata,
                       const struct qf_layout **layouts, struct qf_err *err)
 {
     const struct qf_weight_set *set = &variant->model->sets[set_index];
@@ -192,8 +195,8 @@ static int add_shards(struct qf_variant *variant, size_t set_index,
             layouts[i] = same->layout;
             continue;
         }
-        int rc = qf_layout_build(shard->header, decisions, &variant->view,
-                                 policy->dtype, &layout, err);
+        int rc = qf_layout_build_with(shard->header, decisions, &variant->view,
+                                      policy->dtype, metadata, &layout, err);
         if (rc != 0)
             return rc;
         struct qf_variant_file *file = add_file(variant, shard->name, QF_VARIANT_SHARD);
@@ -216,7 +219,15 @@ static int add_set(struct qf_variant *variant, size_t set_index, struct qf_err *
     if (layouts == NULL)
         return -ENOMEM;
     struct qf_buf text = {0};
-    int rc = add_shards(variant, set_index, layouts, err);
+    struct qf_torchao torchao = {0};
+    int rc = 0;
+    if (qf_codec_info(variant->view.codec)->family == QF_FAMILY_TORCHAO)
+        rc = qf_torchao_init(&torchao, set, &variant->view,
+                             &variant->policies[set_index]);
+    struct qf_layout_metadata metadata = {torchao.count, torchao.entries};
+    if (rc == 0)
+        rc = add_shards(variant, set_index, &metadata, layouts, err);
+    qf_torchao_fini(&torchao);
     if (rc == 0 && set->index_name != NULL) {
         rc = qf_synth_index(set, layouts, &text, err);
         if (rc == 0)

@@ -268,6 +268,22 @@ static void test_pinned_records(void **state)
     close_cuda(cuda);
 }
 
+/* The device has no kernels for scaled codecs. */
+static void test_scaled(void **state)
+{
+    (void)state;
+    qf_backend *cuda = open_cuda(NULL, (struct qf_cuda_options){0});
+    struct weight w = weight_of(data, QF_BF16, 1024, COLS);
+    for (int codec = QF_CODEC_INT8 + 1; codec < QF_CODEC_COUNT; codec++) {
+        struct qf_codec_spec spec = qf_codec_default((enum qf_codec)codec, QF_BF16);
+        assert_true(compare(cuda, cpu, &spec, &w, 3) > 0);
+    }
+    assert_int_equal(stats_of(cuda).chunks, 0);
+    assert_true(stats_of(cuda).chunks_fallback >= 10);
+    assert_int_equal(stats_of(cuda).failures, 0);
+    close_cuda(cuda);
+}
+
 /* A row larger than a slot, transposed weights, and kinds mixed in one call. */
 static void test_what_does_not_fit(void **state)
 {
@@ -549,6 +565,7 @@ int main(void)
         cmocka_unit_test(test_window_bounds),
         cmocka_unit_test(test_windows_idle),
         cmocka_unit_test(test_pinned_records),
+        cmocka_unit_test(test_scaled),
         cmocka_unit_test(test_what_does_not_fit),
         cmocka_unit_test(test_faults),
         cmocka_unit_test(test_no_context),

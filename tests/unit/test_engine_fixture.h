@@ -137,7 +137,8 @@ static inline void fx_open(struct fx *fx, qf_backend *backend, qf_store *store,
     assert_int_equal(qf_srcfile_open(fx->root, SOURCE_NAME, &fx->src, NULL), 0);
     struct qf_hash128 id =
         qf_source_id(qf_srcfile_ident(fx->src), fx->shard->header_hash);
-    assert_int_equal(qf_shard_file_open(fx->engine, fx->layout, fx->src, id, 0,
+    assert_int_equal(qf_shard_file_open(fx->engine, fx->layout,
+                                        &(struct qf_shard_source){fx->src, id}, 1, 0,
                                         fx_released, fx, &fx->file),
                      0);
 }

@@ -56,8 +56,9 @@ static void model_open(struct model *m, uint64_t store_limit)
         assert_int_equal(qf_srcfile_open(fx->root, SOURCE_NAME, &fx->src, NULL), 0);
         struct qf_hash128 id =
             qf_source_id(qf_srcfile_ident(fx->src), fx->shard->header_hash);
-        assert_int_equal(qf_shard_file_open(fx->engine, fx->layout, fx->src, id, 0,
-                                            fx_released, fx, &fx->file),
+        assert_int_equal(qf_shard_file_open(fx->engine, fx->layout,
+                                            &(struct qf_shard_source){fx->src, id}, 1,
+                                            0, fx_released, fx, &fx->file),
                          0);
     }
 }

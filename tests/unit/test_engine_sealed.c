@@ -24,8 +24,9 @@ static struct qf_hash128 key_of(struct fx *fx, qf_engine *engine,
 {
     qf_shard_file *file;
     fx->released = 0;
-    assert_int_equal(qf_shard_file_open(engine, fx->layout, fx->src, source, 0,
-                                        fx_released, fx, &file),
+    assert_int_equal(qf_shard_file_open(engine, fx->layout,
+                                        &(struct qf_shard_source){fx->src, source}, 1,
+                                        0, fx_released, fx, &file),
                      0);
     assert_true(file->sealed.listed);
     struct qf_hash128 key = file->sealed.key;

@@ -40,7 +40,8 @@ static inline qf_shard_file *rig_open(struct rig *r)
     qf_shard_file *file;
     struct qf_hash128 id =
         qf_source_id(qf_srcfile_ident(r->fx.src), r->fx.shard->header_hash);
-    assert_int_equal(qf_shard_file_open(r->fx.engine, r->fx.layout, r->fx.src, id, 0,
+    assert_int_equal(qf_shard_file_open(r->fx.engine, r->fx.layout,
+                                        &(struct qf_shard_source){r->fx.src, id}, 1, 0,
                                         count_released, r, &file),
                      0);
     r->opened++;

@@ -360,7 +360,8 @@ static void test_shared_between_opens(void **state)
     struct qf_hash128 id =
         qf_source_id(qf_srcfile_ident(fx.src), fx.shard->header_hash);
     other.released = 0;
-    assert_int_equal(qf_shard_file_open(fx.engine, fx.layout, fx.src, id, 0,
+    assert_int_equal(qf_shard_file_open(fx.engine, fx.layout,
+                                        &(struct qf_shard_source){fx.src, id}, 1, 0,
                                         fx_released, &other, &second),
                      0);
     assert_int_equal(fx_read(fx.file, codes_off(&fx), 4096, got), 4096);

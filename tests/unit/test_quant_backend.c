@@ -17,6 +17,7 @@
 #include "quant/backend.h"
 #include "quant/half.h"
 #include "quant/kernels.h"
+#include "quant/scales.h"
 
 struct memory {
     const char *data;
@@ -92,8 +93,41 @@ static char *straight(const struct qf_plan *p, const char *stored)
 /* What the whole weight must become: one kernel call over it. */
 struct expected {
     char *codes;
-    float *floats; /* absmax or SCB */
+    float *floats; /* absmax, SCB or scales */
 };
+
+/* A group of a row after the other; a block of fp8 row by row. */
+static void expect_scaled(const struct qf_plan *p, const char *w, struct expected *e)
+{
+    const struct qf_kernels *k = qf_kernels_best();
+    const struct qf_codec_spec *spec = &p->spec;
+    size_t width = qf_dtype_size(spec->dtype);
+    size_t cols = (size_t)p->cols;
+    size_t group = spec->group != 0 ? spec->group : cols;
+    size_t band = spec->codec == QF_CODEC_FP8 ? group : 1;
+    const struct qf_part *scale = qf_plan_part(p, QF_PART_SCALE);
+    e->floats = allocate(scale->size);
+    char *scales = (char *)e->floats;
+    uint64_t codes_size = qf_plan_part(p, QF_PART_CODES)->size;
+    for (size_t row = 0; row < p->rows; row += band) {
+        for (size_t col = 0; col < cols; col += group) {
+            float absmax = 0;
+            float factor;
+            size_t first = row * cols + col;
+            for (size_t r = 0; r < band; r++)
+                k->group_absmax[spec->dtype](w + (first + r * cols) * width, group,
+                                             group, &absmax);
+            qf_scale_store(spec, &absmax, 1, scales);
+            qf_scale_factors(spec, &absmax, 1, &factor);
+            scales += qf_dtype_size(scale->dtype);
+            for (size_t r = 0; r < band; r++)
+                k->scaled[qf_codec_info(spec->codec)->scaled][spec->dtype](
+                    w + (first + r * cols) * width, group, group, &factor,
+                    e->codes + (first + r * cols) * codes_size / p->elem_count);
+        }
+    }
+    assert_true(scales == (char *)e->floats + scale->size);
+}
 
 static struct expected expect(const struct qf_plan *p, const char *stored)
 {
@@ -116,6 +150,8 @@ static struct expected expect(const struct qf_plan *p, const char *stored)
             k->int8[d](w + r * cols * width, cols, e.floats[r],
                        (int8_t *)e.codes + r * cols);
         }
+    } else if (qf_codec_info(p->spec.codec)->scaled != QF_SCALED_NONE) {
+        expect_scaled(p, w, &e);
     } else {
         e.floats = allocate(p->block_count * sizeof(float));
         (p->spec.codec == QF_CODEC_FP4 ? k->fp4 : k->nf4)[d](w, n, p->spec.blocksize,
@@ -182,6 +218,21 @@ static void check_weight(const struct qf_codec_spec *spec, enum qf_dtype src_dty
     free(e.floats);
 }
 
+/* The next larger shape that the codec takes; fp8, whose shapes grow most, with fewer
+ * columns where there would be more than 4 Mi elements. */
+static void check_fitting(const struct qf_codec_spec *spec, enum qf_dtype src_dtype,
+                          uint64_t rows, uint64_t cols, bool transposed)
+{
+    uint64_t group = spec->group != 0 ? spec->group : 1;
+    cols = (cols + group - 1) / group * group;
+    if (spec->codec == QF_CODEC_FP8) {
+        rows = (rows + group - 1) / group * group;
+        if (cols > group && rows * cols > (4u << 20))
+            cols = (4u << 20) / rows / group * group;
+    }
+    check_weight(spec, src_dtype, rows, cols, transposed);
+}
+
 /* Shapes about the edges of blocks, pieces (64 Ki elements of fp32) and chunks. */
 static const uint64_t shapes[][2] = {{1, 1},       {3, 7},       {64, 64},
                                      {65, 1009},   {256, 256},   {1, 65537},
@@ -195,7 +246,7 @@ static void test_plain(void **state)
     for (int codec = 0; codec < QF_CODEC_COUNT; codec++) {
         struct qf_codec_spec spec = qf_codec_default((enum qf_codec)codec, QF_BF16);
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
-            check_weight(&spec, QF_BF16, shapes[i][0], shapes[i][1], false);
+            check_fitting(&spec, QF_BF16, shapes[i][0], shapes[i][1], false);
     }
 }
 
@@ -207,9 +258,9 @@ static void test_casts(void **state)
             for (int codec = QF_CODEC_FP4; codec < QF_CODEC_COUNT; codec++) {
                 struct qf_codec_spec spec =
                     qf_codec_default((enum qf_codec)codec, (enum qf_dtype)to);
-                check_weight(&spec, (enum qf_dtype)from, 300, 701, false);
-                check_weight(&spec, (enum qf_dtype)from, 2, 140001, false);
-                check_weight(&spec, (enum qf_dtype)from, 301, 70, true);
+                check_fitting(&spec, (enum qf_dtype)from, 300, 701, false);
+                check_fitting(&spec, (enum qf_dtype)from, 2, 140001, false);
+                check_fitting(&spec, (enum qf_dtype)from, 301, 70, true);
             }
         }
     }
@@ -228,6 +279,44 @@ static void test_transposed(void **state)
     for (size_t i = 0; i < sizeof more / sizeof *more; i++) {
         check_weight(&nf4, QF_BF16, more[i][0], more[i][1], true);
         check_weight(&int8, QF_BF16, more[i][0], more[i][1], true);
+    }
+    for (int codec = QF_CODEC_INT8 + 1; codec < QF_CODEC_COUNT; codec++) {
+        struct qf_codec_spec spec = qf_codec_default((enum qf_codec)codec, QF_BF16);
+        check_fitting(&spec, QF_BF16, 300, 1000, true);
+        check_fitting(&spec, QF_F32, 2, 700000, true);
+    }
+}
+
+/* fp8: bands of one piece, of several, of rows wider than a piece and than a window of
+ * a transposed weight. */
+static void test_bands(void **state)
+{
+    (void)state;
+    struct qf_codec_spec spec = qf_codec_default(QF_CODEC_FP8, QF_BF16);
+    static const uint64_t bands[][2] = {{128, 128},   {384, 512},    {1280, 1024},
+                                        {256, 1152},  {256, 65536},  {128, 131072},
+                                        {128, 65664}, {128, 131200}, {8192, 256}};
+    for (size_t i = 0; i < sizeof bands / sizeof *bands; i++) {
+        check_weight(&spec, QF_BF16, bands[i][0], bands[i][1], false);
+        check_weight(&spec, QF_F32, bands[i][0], bands[i][1], i % 2 == 0);
+    }
+}
+
+/* Groups of other sizes than a codec has by default. */
+static void test_groups(void **state)
+{
+    (void)state;
+    static const uint32_t groups[] = {8, 32, 1024, 8200, 100000};
+    for (int codec = QF_CODEC_INT8 + 1; codec < QF_CODEC_COUNT; codec++) {
+        struct qf_codec_spec spec = qf_codec_default((enum qf_codec)codec, QF_F16);
+        for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
+            spec.group = groups[i];
+            if (codec != QF_CODEC_FP8)
+                check_weight(&spec, QF_F16, 7, 3 * (uint64_t)groups[i], false);
+        }
+        spec.group = 0;
+        if (codec != QF_CODEC_FP8)
+            check_weight(&spec, QF_F32, 3, 160000, codec % 2 == 0);
     }
 }
 
@@ -249,12 +338,17 @@ static void test_read_error(void **state)
     (void)state;
     struct qf_backend *backend = NULL;
     assert_int_equal(qf_cpu_backend_open(NULL, &backend, NULL), 0);
-    for (int i = 0; i < 4; i++) {
-        struct qf_codec_spec spec =
-            qf_codec_default(i < 2 ? QF_CODEC_NF4 : QF_CODEC_INT8, QF_F32);
-        /* 3 rows of 700,000: int8 reads each twice; 3 chunks in both codecs. */
+    for (int i = 0; i < 8; i++) {
+        static const enum qf_codec codecs[] = {QF_CODEC_NF4, QF_CODEC_INT8,
+                                               QF_CODEC_CT_W8A8, QF_CODEC_FP8};
+        struct qf_codec_spec spec = qf_codec_default(codecs[i / 2], QF_F32);
+        /* 3 rows of 700,000: int8 reads each twice; 3 chunks in all codecs. */
         struct qf_plan p;
         uint64_t shape[2] = {3, 700000};
+        if (spec.codec == QF_CODEC_FP8) {
+            shape[i % 2] = 384;
+            shape[1 - i % 2] = 8192;
+        }
         assert_int_equal(qf_codec_plan(&spec, QF_F32, shape, i % 2 != 0, &p, NULL), 0);
         char *stored = random_weight(QF_F32, p.elem_count);
         uint64_t size = p.elem_count * 4;
@@ -369,7 +463,8 @@ int main(void)
         cmocka_unit_test(test_plain),      cmocka_unit_test(test_casts),
         cmocka_unit_test(test_transposed), cmocka_unit_test(test_blocksizes),
         cmocka_unit_test(test_read_error), cmocka_unit_test(test_threads),
-        cmocka_unit_test(test_open),
+        cmocka_unit_test(test_open),       cmocka_unit_test(test_bands),
+        cmocka_unit_test(test_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Plans: parts, sizes, chunks, quant_state, and what cannot be planned. */
+#include <errno.h>
 #include <math.h>
 #include <setjmp.h>
 #include <stdarg.h>
@@ -52,6 +53,8 @@ static void test_names(void **state)
         assert_true(qf_codec_from_name(qf_codec_name((enum qf_codec)i), &codec));
         assert_int_equal(codec, i);
     }
+    assert_true(qf_codec_from_name("ct-w4a16", &codec));
+    assert_int_equal(codec, QF_CODEC_CT_W4A16);
     assert_false(qf_codec_from_name("nf5", &codec));
     assert_false(qf_codec_from_name("", &codec));
 }
@@ -240,12 +243,25 @@ static void check_chunks(const struct qf_plan *p)
             end = off + size;
         }
         assert_int_equal(qf_plan_chunk_size(p, c), end);
-        assert_true(end <= QF_STORED_SIZE_MAX - 64 || count == p->cols);
+        assert_true(end <= QF_STORED_SIZE_MAX - 64 || count == p->cols ||
+                    (p->spec.codec == QF_CODEC_FP8 && count == p->cols * QF_FP8_BLOCK));
     }
     assert_int_equal(elems, p->elem_count);
     for (uint32_t i = 0; i < p->part_count; i++)
         if (p->parts[i].stage == QF_STAGE_CHUNK)
             assert_int_equal(covered[i], p->parts[i].size);
+}
+
+/* The next larger numbers of rows and columns that the codec takes. */
+static uint64_t fitting_cols(enum qf_codec codec, uint64_t cols)
+{
+    uint64_t group = qf_codec_info(codec)->group;
+    return group == 0 ? cols : (cols + group - 1) / group * group;
+}
+
+static uint64_t fitting_rows(enum qf_codec codec, uint64_t rows)
+{
+    return codec == QF_CODEC_FP8 ? fitting_cols(codec, rows) : rows;
 }
 
 static void test_chunks(void **state)
@@ -260,12 +276,16 @@ static void test_chunks(void **state)
     for (int codec = 0; codec < QF_CODEC_COUNT; codec++) {
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++) {
             struct qf_plan p =
-                plan_of((enum qf_codec)codec, QF_BF16, shapes[i][0], shapes[i][1]);
+                plan_of((enum qf_codec)codec, QF_BF16,
+                        fitting_rows((enum qf_codec)codec, shapes[i][0]),
+                        fitting_cols((enum qf_codec)codec, shapes[i][1]));
             check_chunks(&p);
-            if (codec != QF_CODEC_INT8)
+            if (qf_codec_info((enum qf_codec)codec)->family == QF_FAMILY_BNB_4BIT)
                 assert_int_equal(p.chunk_elems, QF_CHUNK_ELEMS);
             else
                 assert_int_equal(p.chunk_elems % p.cols, 0);
+            if (codec == QF_CODEC_FP8)
+                assert_int_equal(p.chunk_elems % (p.cols * QF_FP8_BLOCK), 0);
         }
     }
 }
@@ -275,9 +295,18 @@ static void test_empty(void **state)
     (void)state;
     static const uint64_t shapes[][2] = {{0, 0}, {0, 64}, {64, 0}};
     for (int codec = 0; codec < QF_CODEC_COUNT; codec++) {
+        struct qf_codec_spec spec = qf_codec_default((enum qf_codec)codec, QF_F32);
         for (size_t i = 0; i < 3; i++) {
-            struct qf_plan p =
-                plan_of((enum qf_codec)codec, QF_F32, shapes[i][0], shapes[i][1]);
+            struct qf_plan p;
+            struct qf_err err = {""};
+            if (qf_codec_info((enum qf_codec)codec)->scaled != QF_SCALED_NONE) {
+                assert_int_equal(qf_codec_plan(&spec, QF_F32, shapes[i], false, &p,
+                                               &err),
+                                 -ENOTSUP);
+                assert_non_null(strstr(err.text, "without elements"));
+                continue;
+            }
+            p = plan_of((enum qf_codec)codec, QF_F32, shapes[i][0], shapes[i][1]);
             assert_int_equal(p.elem_count, 0);
             assert_int_equal(p.chunk_count, 0);
             check_chunks(&p);
@@ -330,6 +359,115 @@ static void test_storage(void **state)
     assert_non_null(strstr(err.text, "I32"));
 }
 
+static void test_parts_scaled(void **state)
+{
+    (void)state;
+    struct qf_plan p = plan_of(QF_CODEC_AO_INT8WO, QF_BF16, 37, 53);
+    assert_int_equal(p.part_count, 3);
+    check_part(&p, 0, "_weight_qdata", QF_I8, QF_STAGE_CHUNK, 1961);
+    check_part(&p, 1, "_weight_scale", QF_F32, QF_STAGE_CHUNK, 148);
+    check_part(&p, 2, "_weight_zero_point", QF_I8, QF_STAGE_PLAN, 37);
+    for (uint32_t i = 0; i < p.part_count; i++)
+        assert_int_equal(p.parts[i].strip, 6);
+    char zeros[37];
+    memset(zeros, 1, sizeof zeros);
+    qf_codec_fill(&p, 2, zeros);
+    for (size_t i = 0; i < sizeof zeros; i++)
+        assert_int_equal(zeros[i], 0);
+    p = plan_of(QF_CODEC_AO_FLOAT8WO_E5M2, QF_F16, 37, 53);
+    assert_int_equal(p.part_count, 2);
+    check_part(&p, 0, "_weight_qdata", QF_F8_E5M2, QF_STAGE_CHUNK, 1961);
+    check_part(&p, 1, "_weight_scale", QF_F32, QF_STAGE_CHUNK, 148);
+    p = plan_of(QF_CODEC_FP8, QF_F16, 256, 384);
+    check_part(&p, 0, "weight", QF_F8_E4M3, QF_STAGE_CHUNK, 256 * 384);
+    check_part(&p, 1, "weight_scale_inv", QF_F32, QF_STAGE_CHUNK, 24);
+    assert_int_equal(p.parts[1].shape[0], 2);
+    p = plan_of(QF_CODEC_CT_FP8, QF_F16, 37, 53);
+    check_part(&p, 0, "weight", QF_F8_E4M3, QF_STAGE_CHUNK, 1961);
+    check_part(&p, 1, "weight_scale", QF_F16, QF_STAGE_CHUNK, 74);
+    p = plan_of(QF_CODEC_CT_W4A16, QF_BF16, 3, 256);
+    assert_int_equal(p.part_count, 3);
+    check_part(&p, 0, "weight_packed", QF_I32, QF_STAGE_CHUNK, 384);
+    check_part(&p, 1, "weight_scale", QF_BF16, QF_STAGE_CHUNK, 12);
+    check_part(&p, 2, "weight_shape", QF_I64, QF_STAGE_PLAN, 16);
+    uint64_t shape[2];
+    qf_codec_fill(&p, 2, shape);
+    assert_true(shape[0] == 3 && shape[1] == 256);
+}
+
+/* Codecs that share their records have the same parts. */
+static void test_records_shared(void **state)
+{
+    (void)state;
+    assert_int_equal(qf_codec_of_records(QF_CODEC_AO_INT8DQ), QF_CODEC_AO_INT8WO);
+    assert_int_equal(qf_codec_of_records(QF_CODEC_AO_FLOAT8DQ_ROW),
+                     QF_CODEC_AO_FLOAT8WO);
+    assert_int_equal(qf_codec_of_records(QF_CODEC_CT_FP8), QF_CODEC_CT_FP8);
+    assert_int_equal(qf_codec_of_records(QF_CODEC_DQ), QF_CODEC_DQ);
+    for (int i = 0; i < QF_CODEC_COUNT; i++) {
+        enum qf_codec first = qf_codec_of_records((enum qf_codec)i);
+        assert_int_equal(qf_codec_of_records(first), first);
+        struct qf_plan a = plan_of((enum qf_codec)i, QF_BF16, 128, 256);
+        struct qf_plan b = plan_of(first, QF_BF16, 128, 256);
+        assert_int_equal(a.part_count, b.part_count);
+        assert_int_equal(a.chunk_elems, b.chunk_elems);
+        for (uint32_t part = 0; part < a.part_count; part++) {
+            assert_int_equal(a.parts[part].dtype, b.parts[part].dtype);
+            assert_int_equal(a.parts[part].stage, b.parts[part].stage);
+            assert_int_equal(a.parts[part].size, b.parts[part].size);
+        }
+    }
+}
+
+static void check_refused(enum qf_codec codec, uint32_t group, uint64_t rows,
+                          uint64_t cols, const char *word)
+{
+    struct qf_codec_spec spec = qf_codec_default(codec, QF_BF16);
+    struct qf_plan p;
+    struct qf_err err = {""};
+    spec.group = group;
+    assert_int_equal(qf_codec_plan(&spec, QF_F32, (uint64_t[2]){rows, cols}, false, &p,
+                                   &err),
+                     -ENOTSUP);
+    assert_non_null(strstr(err.text, word));
+    assert_non_null(strstr(err.text, qf_codec_name(codec)));
+}
+
+static void test_groups(void **state)
+{
+    (void)state;
+    check_refused(QF_CODEC_FP8, 128, 127, 128, "[127, 128]");
+    check_refused(QF_CODEC_FP8, 128, 128, 129, "groups of 128");
+    check_refused(QF_CODEC_FP8, 0, 128, 128, "groups of 0");
+    check_refused(QF_CODEC_FP8, 64, 128, 128, "groups of 64");
+    check_refused(QF_CODEC_CT_W4A16, 128, 1, 192, "groups of 128");
+    check_refused(QF_CODEC_CT_W4A16, 4, 1, 8, "multiples of 8");
+    check_refused(QF_CODEC_CT_W4A16, 0, 1, 12, "multiples of 8");
+    check_refused(QF_CODEC_CT_W8A16, 12, 1, 24, "multiples of 8");
+    check_refused(QF_CODEC_AO_INT8WO, 32, 1, 48, "groups of 32");
+    struct qf_codec_spec spec = qf_codec_default(QF_CODEC_AO_INT8WO, QF_F32);
+    struct qf_plan p;
+    spec.group = 32;
+    assert_int_equal(qf_codec_plan(&spec, QF_F32, (uint64_t[2]){64, 7}, true, &p, NULL),
+                     0);
+    assert_int_equal(qf_codec_plan(&spec, QF_F32, (uint64_t[2]){64, 7}, false, &p,
+                                   NULL),
+                     -ENOTSUP);
+    assert_int_equal(qf_codec_plan(&spec, QF_F32, (uint64_t[2]){7, 64}, false, &p,
+                                   NULL),
+                     0);
+    check_part(&p, 1, "_weight_scale", QF_F32, QF_STAGE_CHUNK, 56);
+    check_part(&p, 2, "_weight_zero_point", QF_I8, QF_STAGE_PLAN, 14);
+    check_chunks(&p);
+    spec = qf_codec_default(QF_CODEC_CT_W8A16, QF_F32);
+    spec.group = 0;
+    assert_int_equal(qf_codec_plan(&spec, QF_F32, (uint64_t[2]){7, 64}, false, &p,
+                                   NULL),
+                     0);
+    check_part(&p, 1, "weight_scale", QF_F32, QF_STAGE_CHUNK, 28);
+    check_part(&p, 2, "weight_shape", QF_I64, QF_STAGE_PLAN, 16);
+}
+
 static void test_refused(void **state)
 {
     (void)state;
@@ -368,12 +506,13 @@ static void test_refused(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_names),        cmocka_unit_test(test_parts_4bit),
-        cmocka_unit_test(test_parts_dq),     cmocka_unit_test(test_seal),
-        cmocka_unit_test(test_offset_field), cmocka_unit_test(test_parts_int8),
-        cmocka_unit_test(test_transposed),   cmocka_unit_test(test_chunks),
-        cmocka_unit_test(test_empty),        cmocka_unit_test(test_storage),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_names),          cmocka_unit_test(test_parts_4bit),
+        cmocka_unit_test(test_parts_dq),       cmocka_unit_test(test_seal),
+        cmocka_unit_test(test_offset_field),   cmocka_unit_test(test_parts_int8),
+        cmocka_unit_test(test_transposed),     cmocka_unit_test(test_chunks),
+        cmocka_unit_test(test_empty),          cmocka_unit_test(test_storage),
+        cmocka_unit_test(test_refused),        cmocka_unit_test(test_parts_scaled),
+        cmocka_unit_test(test_records_shared), cmocka_unit_test(test_groups),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -168,13 +168,6 @@ static void test_names(void **state)
             assert_non_null(strstr(err.text, "(it has none)"));
         }
     }
-    struct qf_view listed[QF_VIEWS_MAX];
-    size_t count;
-    assert_int_equal(qf_view_parse_list("nf4:int8:dq:fp4", listed, &count, NULL), 0);
-    assert_true(qf_views_allow(listed, count, QF_CODEC_BF16));
-    assert_int_equal(qf_view_parse_list("nf4:int8:fp32", listed, &count, NULL), 0);
-    assert_false(qf_views_allow(listed, count, QF_CODEC_BF16));
-    assert_true(qf_views_allow(listed, count, QF_CODEC_FP32));
 }
 
 static void test_overrides(void **state)
