@@ -133,7 +133,7 @@ static int adopt(struct splitter *s, size_t owner)
         return -ENOMEM;
     char *weight = part_name + size;
     for (int c = 0; c < QF_CODEC_COUNT; c++) {
-        if (!weight_of(name, &s->codecs[c], weight))
+        if (s->codecs[c].part_count == 0 || !weight_of(name, &s->codecs[c], weight))
             continue;
         for (uint32_t p = 0; p < s->codecs[c].part_count; p++) {
             const struct qf_part *part = &s->codecs[c].parts[p];
