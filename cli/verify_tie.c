@@ -55,7 +55,7 @@ static int read_stored(struct qf_verify_hand *hand, uint64_t first, size_t count
     char *raw = malloc(count * width), *cast = malloc(count * sizeof(float));
     int rc = raw != NULL && cast != NULL ? open_source(hand) : -ENOMEM;
     if (rc == 0)
-        rc = qf_tensor_read(hand->src, hand->unit->src, raw, count * width,
+        rc = qf_decode_read(hand->src, hand->unit->src, raw, count * width,
                             first * width, NULL);
     if (rc == 0) {
         k->cast[from][to](raw, count, cast);

@@ -89,7 +89,7 @@ static int read_turned(struct scope *s, const struct qf_plan *plan)
             row_end - row < TURN_READ_MAX ? (size_t)(row_end - row) : TURN_READ_MAX;
         for (uint64_t c = 0; c < cols; c++) {
             uint64_t at = (c * plan->rows + row) * width;
-            int rc = qf_tensor_read(s->shard->src, s->src, b->source, rows * width, at,
+            int rc = qf_decode_read(s->shard->src, s->src, b->source, rows * width, at,
                                     NULL);
             if (rc != 0)
                 return rc;
@@ -113,7 +113,7 @@ static int read_source(struct scope *s)
     if (plan != NULL)
         return read_turned(s, plan);
     size_t width = qf_dtype_size(s->src->dtype);
-    return qf_tensor_read(s->shard->src, s->src, s->buffers->source,
+    return qf_decode_read(s->shard->src, s->src, s->buffers->source,
                           s->segment->count * width, s->segment->first * width, NULL);
 }
 

@@ -94,7 +94,7 @@ static int read_source(void *ctx, void *buf, size_t size, uint64_t off)
     qf_shard_file *file = chunk->file;
     const struct qf_tensor *src = file->layout->tensors[chunk->id.tensor].src;
     uint64_t bytes = 0;
-    int rc = qf_tensor_read(qf_shard_file_source(file, chunk->id.tensor)->src, src, buf,
+    int rc = qf_decode_read(qf_shard_file_source(file, chunk->id.tensor)->src, src, buf,
                             size, off, &bytes);
     atomic_fetch_add(&file->engine->count.source_bytes_read, bytes);
     return rc;
@@ -391,8 +391,8 @@ struct qf_hash128 qf_record_key(const qf_shard_file *file, struct qf_record_id i
         .src_dtype = (uint32_t)plan->src_dtype,
         .dtype = (uint32_t)plan->spec.dtype,
         .blocksize = is_scaled ? plan->spec.group : plan->spec.blocksize,
-        .transposed =
-            (uint32_t)plan->transposed | (uint32_t)(tensor->src->coded != NULL) << 1,
+        .transposed = (uint32_t)plan->transposed |
+                      (tensor->src->coded != NULL ? QF_KEY_CODED : 0),
         .chunk = id.number + piece,
     };
     return qf_key_hash(&key);

@@ -125,9 +125,9 @@ static int decode_piece(struct decoder *d, enum qf_dtype dtype, uint64_t at,
     return rc;
 }
 
-int qf_tensor_decode(const qf_srcfile *src, const struct qf_tensor *tensor,
-                     enum qf_dtype dtype, void *out, size_t size, uint64_t off,
-                     uint64_t *bytes_read)
+int qf_decode_as(const qf_srcfile *src, const struct qf_tensor *tensor,
+                 enum qf_dtype dtype, void *out, size_t size, uint64_t off,
+                 uint64_t *bytes_read)
 {
     assert(tensor->coded != NULL && qf_dtype_is_float(dtype));
     struct decoder *d = malloc(sizeof *d);
@@ -156,10 +156,10 @@ int qf_tensor_decode(const qf_srcfile *src, const struct qf_tensor *tensor,
     return rc;
 }
 
-int qf_tensor_read(const qf_srcfile *src, const struct qf_tensor *tensor, void *out,
+int qf_decode_read(const qf_srcfile *src, const struct qf_tensor *tensor, void *out,
                    size_t size, uint64_t off, uint64_t *bytes_read)
 {
     if (tensor->coded != NULL)
-        return qf_tensor_decode(src, tensor, tensor->dtype, out, size, off, bytes_read);
+        return qf_decode_as(src, tensor, tensor->dtype, out, size, off, bytes_read);
     return read_at(src, out, size, tensor->off + off, bytes_read);
 }

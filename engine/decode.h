@@ -16,12 +16,12 @@ extern "C" {
 
 /* Bytes [off, off + size) of the tensor, in its dtype. `bytes_read` grows by what was
  * read of the file; NULL: nobody counts. The errors of qf_srcfile_read, -ENOMEM. */
-int qf_tensor_read(const qf_srcfile *src, const struct qf_tensor *tensor, void *out,
+int qf_decode_read(const qf_srcfile *src, const struct qf_tensor *tensor, void *out,
                    size_t size, uint64_t off, uint64_t *bytes_read) QF_MUST_CHECK;
 /* The same of a coded tensor, which is rounded to `dtype` instead of its own. */
-int qf_tensor_decode(const qf_srcfile *src, const struct qf_tensor *tensor,
-                     enum qf_dtype dtype, void *out, size_t size, uint64_t off,
-                     uint64_t *bytes_read) QF_MUST_CHECK;
+int qf_decode_as(const qf_srcfile *src, const struct qf_tensor *tensor,
+                 enum qf_dtype dtype, void *out, size_t size, uint64_t off,
+                 uint64_t *bytes_read) QF_MUST_CHECK;
 
 #ifdef __cplusplus
 }

@@ -214,7 +214,7 @@ static int read_source(struct qf_read *read, uint32_t tensor, void *to, size_t s
 {
     const struct qf_tensor *src = read->file->layout->tensors[tensor].src;
     uint64_t bytes = 0;
-    int rc = qf_tensor_read(qf_shard_file_source(read->file, tensor)->src, src, to,
+    int rc = qf_decode_read(qf_shard_file_source(read->file, tensor)->src, src, to,
                             size, off, &bytes);
     atomic_fetch_add(&read->engine->count.source_bytes_read, bytes);
     return rc;
@@ -232,9 +232,9 @@ static int append_decoded(struct qf_read *read, const struct qf_span *span,
 {
     const struct qf_layout_tensor *tensor = &read->file->layout->tensors[span->tensor];
     uint64_t bytes = 0;
-    int rc = qf_tensor_decode(qf_shard_file_source(read->file, span->tensor)->src,
-                              tensor->src, tensor->out_dtype, append_space(read, size),
-                              size, off, &bytes);
+    int rc =
+        qf_decode_as(qf_shard_file_source(read->file, span->tensor)->src, tensor->src,
+                     tensor->out_dtype, append_space(read, size), size, off, &bytes);
     atomic_fetch_add(&read->engine->count.source_bytes_read, bytes);
     return rc;
 }

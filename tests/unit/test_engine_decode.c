@@ -213,7 +213,7 @@ static void check_range(const struct fixture *f, const qf_srcfile *src, size_t i
     uint64_t bytes = 0;
     assert_non_null(got);
     got[size] = 0xa5;
-    assert_int_equal(qf_tensor_decode(src, t, dtype, got, size, off, &bytes), 0);
+    assert_int_equal(qf_decode_as(src, t, dtype, got, size, off, &bytes), 0);
     if (memcmp(got, want + off, size) != 0 || got[size] != 0xa5)
         fail_msg("%s in %s: bytes [%llu, +%zu)", weights[index].name,
                  qf_dtype_name(dtype), (unsigned long long)off, size);
@@ -258,11 +258,11 @@ static void test_tensor_read(void **state)
     /* Its own dtype, whoever asks without one; and what is stored as it is. */
     unsigned char *want = rounded(f, 1, QF_F16);
     const struct qf_tensor *t = qf_shard_find(f->fx.shard, "b.weight");
-    assert_int_equal(qf_tensor_read(src, t, got, 64, 333, NULL), 0);
+    assert_int_equal(qf_decode_read(src, t, got, 64, 333, NULL), 0);
     assert_memory_equal(got, want + 333, 64);
     free(want);
     t = qf_shard_find(f->fx.shard, "norm.weight");
-    assert_int_equal(qf_tensor_read(src, t, got, 64, 5, NULL), 0);
+    assert_int_equal(qf_decode_read(src, t, got, 64, 5, NULL), 0);
     assert_memory_equal(got, f->fx.source + t->off + 5, 64);
     /* Every part may be where the file ends, once it is cut. */
     static const char *const cut[] = {"d.weight", "d.SCB", "b.weight.nested_absmax",
@@ -271,7 +271,7 @@ static void test_tensor_read(void **state)
         const struct qf_tensor *p = qf_shard_find(f->fx.shard->stored, cut[i]);
         t = qf_shard_find(f->fx.shard, cut[i][0] == 'd' ? "d.weight" : "b.weight");
         assert_int_equal(truncate(f->fx.source_path, (off_t)p->off), 0);
-        assert_int_equal(qf_tensor_read(src, t, got, 64, 0, NULL), -ESTALE);
+        assert_int_equal(qf_decode_read(src, t, got, 64, 0, NULL), -ESTALE);
         tmpdir_write(f->fx.dir, SOURCE_NAME, f->fx.source, f->fx.source_size);
     }
     qf_srcfile_close(src);
