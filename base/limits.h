@@ -24,6 +24,10 @@
 /* Comparisons of a module's name with a skip entry that planning one model may take
  * (real models: less than ten million); one of a long name counts as several. */
 #define QF_POLICY_MATCHES_MAX (1u << 26)
+/* Tokens of a language model whose vocabulary we write into a GGUF file. */
+#define QF_GGUF_TOKENS_MAX (1u << 22)
+/* Bytes of all tensors of a model that we put into one file. */
+#define QF_GGUF_SIZE_MAX (1ull << 60)
 /* The largest read that the kernel sends. */
 #define QF_FUSE_READ_SIZE_MAX (1u << 20)
 /* Directories that are listed to find the path of an id from before a restart: links

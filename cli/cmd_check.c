@@ -62,12 +62,13 @@ static void ask_list(struct check *c, const char *list)
             ask(c, views[i].name);
 }
 
-/* A mount has views of the codecs that it lists, and no others. */
+/* A mount has views of the codecs that it lists, those of GGUF files, and no others. */
 static void forbid_codec(struct qf_check_asked *asked, const char *list)
 {
     struct qf_view views[QF_VIEWS_MAX];
     size_t count = 0;
     if (asked == NULL || asked->why[0] != '\0' ||
+        qf_codec_info(asked->view.codec)->family == QF_FAMILY_GGUF ||
         qf_view_parse_list(list, views, &count, NULL) != 0)
         return;
     for (size_t i = 0; i < count; i++)

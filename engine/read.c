@@ -13,6 +13,7 @@
 
 #include "engine/chunk.h"
 #include "engine/seal.h"
+#include "engine/tensor.h"
 #include "quant/kernels.h"
 
 /* Smaller slices are copied: few values are held in the store at a time. */
@@ -211,9 +212,7 @@ static int append_part(struct qf_read *read, const struct qf_span *span, uint64_
 static int read_source(struct qf_read *read, uint32_t tensor, void *to, size_t size,
                        uint64_t off)
 {
-    const qf_srcfile *src = qf_shard_file_source(read->file, tensor)->src;
-    off += read->file->layout->tensors[tensor].src->off;
-    int rc = qf_srcfile_read(src, to, size, off);
+    int rc = qf_tensor_read(read->file, tensor, to, size, off);
     if (rc == 0)
         atomic_fetch_add(&read->engine->count.source_bytes_read, size);
     return rc;
@@ -273,6 +272,9 @@ static int append_span(struct qf_read *read, const struct qf_span *span, uint64_
         return append_cast(read, span, off, size);
     case QF_SPAN_PART:
         return append_part(read, span, off, size);
+    case QF_SPAN_ZERO:
+        memset(append_space(read, size), 0, size);
+        return 0;
     }
     return -EIO;
 }
@@ -291,6 +293,8 @@ static int check_sources(const qf_shard_file *file, uint64_t off, uint64_t size)
         const struct qf_span *span = &layout->spans[i];
         if (span->kind == QF_SPAN_HEADER)
             return qf_shard_file_check(file);
+        if (span->kind == QF_SPAN_ZERO)
+            continue;
         const struct qf_shard_source *source = qf_shard_file_source(file, span->tensor);
         if (source != last)
             rc = qf_srcfile_check(source->src);

@@ -40,7 +40,8 @@ void qf_views_set_policy(struct qf_views *views, const char *policy, size_t size
 uint64_t qf_views_policy(struct qf_views *views);
 
 /* The name of the view that a name in the root means: one that is listed, or one with
- * settings, of a codec of which some view is listed. -ENOENT, -ENOMEM. */
+ * settings, of a codec of which some view is listed; any view of GGUF files. -ENOENT,
+ * -ENOMEM. */
 int qf_views_find(struct qf_views *views, const char *name,
                   char out[QF_VIEW_NAME_SIZE]) QF_MUST_CHECK;
 /* The view of a name that qf_views_find gave, with the policy's overrides:

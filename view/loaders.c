@@ -7,6 +7,8 @@
 #include <assert.h>
 #include <string.h>
 
+#include "view/loaders_gguf.h"
+
 /* What claims depend on. */
 struct facts {
     bool diffusers;
@@ -226,6 +228,10 @@ void qf_loaders_judge(const struct qf_variant *variant, const struct qf_loader_u
                       struct qf_loader_judgement *out)
 {
     assert(variant->reason[0] == '\0');
+    if (qf_codec_info(variant->view.codec)->family == QF_FAMILY_GGUF) {
+        qf_loaders_judge_gguf(variant, out);
+        return;
+    }
     struct facts facts = gather(variant, use);
     *out = (struct qf_loader_judgement){0};
     for (size_t i = 0; i < sizeof rules / sizeof *rules; i++) {

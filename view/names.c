@@ -28,7 +28,7 @@ struct reading {
 
 static bool find_codec(const char *name, size_t size, enum qf_codec *out)
 {
-    char text[16];
+    char text[24];
     if (size >= sizeof text)
         return false;
     memcpy(text, name, size);
