@@ -3,7 +3,7 @@
 
 #include <string.h>
 
-#define TEST "tests/loaders/gguf.py"
+#define TEST "tests/loaders/gguf_views.py"
 
 static const struct qf_loader_claim of_components[] = {
     {QF_LOADER_SAFETENSORS, QF_LOADS_NO, "the view has one GGUF file in place of them",
