@@ -283,7 +283,7 @@ static bool strip_alias(const struct qf_place *place)
     struct qf_view view;
     if (!qf_place_is_in_view(place) || size <= n || strcmp(end - n, suffix) != 0 ||
         qf_view_parse(place->view, strlen(place->view), &view, NULL) != 0 ||
-        view.codec == QF_CODEC_INT8)
+        qf_codec_info(view.codec)->family != QF_FAMILY_BNB_4BIT)
         return false;
     end[-(ptrdiff_t)n] = '\0';
     return true;
