@@ -163,6 +163,7 @@ test_loaders() {
     with_libraries export tests/loaders/export.py
     with_libraries dequant tests/loaders/dequant.py
     with_libraries diff tests/loaders/diff.py
+    with_libraries gguf tests/loaders/gguf_views.py
     with_libraries examples tests/loaders/examples.py
     with_libraries ecosystem tests/matrix/ecosystem.py --results "$logs/ecosystem.json"
     if [ $matrix = 0 ]; then

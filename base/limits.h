@@ -33,6 +33,10 @@
 /* Tensors of one model whose records TorchAO's metadata holds: its loaders' time grows
  * with the square of their number, or faster. */
 #define QF_TORCHAO_TENSORS_MAX 20000u
+/* Tokens of a language model whose vocabulary we write into a GGUF file. */
+#define QF_GGUF_TOKENS_MAX (1u << 22)
+/* Bytes of all tensors of a model that we put into one file. */
+#define QF_GGUF_SIZE_MAX (1ull << 60)
 /* The largest read that the kernel sends. */
 #define QF_FUSE_READ_SIZE_MAX (1u << 20)
 /* Directories that are listed to find the path of an id from before a restart: links

@@ -130,6 +130,8 @@ bool qf_model_has(const struct qf_model_load *load, const char *name)
 
 static bool may_matter(const char *name)
 {
+    if (qf_model_is_text(name))
+        return true;
     return strstr(name, ".safetensors") != NULL || strcmp(name, "config.json") == 0 ||
            strcmp(name, "adapter_config.json") == 0 ||
            strcmp(name, OVERRIDES_FILE) == 0;
@@ -271,6 +273,8 @@ static int load_directory(struct qf_model_load *load)
                            &load->model->overrides_size, &load->model->overrides_ident);
     if (rc == 0)
         rc = qf_model_load_sets(load);
+    if (rc == 0 && load->whole && load->model->kind == QF_MODEL_TRANSFORMERS)
+        rc = qf_model_load_texts(load);
     return rc == 0 ? qf_model_check_sets(load) : rc;
 }
 
@@ -295,12 +299,16 @@ static void free_sets(struct qf_model *model)
     model->is_bnb = false;
 }
 
-int qf_model_load(const qf_root *root, const char *path, struct qf_model **out,
-                  struct qf_err *err)
+static int load_model(const qf_root *root, const char *path, bool whole,
+                      struct qf_model **out, struct qf_err *err)
 {
-    struct qf_model_load load = {.root = root, .path = path};
+    struct qf_model_load load = {.root = root, .path = path, .whole = whole};
     load.model = calloc(1, sizeof *load.model);
-    int rc = load.model != NULL ? load_directory(&load) : -ENOMEM;
+    int rc = load.model != NULL ? 0 : -ENOMEM;
+    if (rc == 0) {
+        qf_model_name(root, path, load.model->name);
+        rc = load_directory(&load);
+    }
     for (size_t i = 0; i < load.name_count; i++)
         free(load.names[i]);
     free(load.names);
@@ -315,6 +323,18 @@ int qf_model_load(const qf_root *root, const char *path, struct qf_model **out,
     }
     *out = load.model;
     return 0;
+}
+
+int qf_model_load(const qf_root *root, const char *path, struct qf_model **out,
+                  struct qf_err *err)
+{
+    return load_model(root, path, false, out, err);
+}
+
+int qf_model_load_whole(const qf_root *root, const char *path, struct qf_model **out,
+                        struct qf_err *err)
+{
+    return load_model(root, path, true, out, err);
 }
 
 int qf_model_check(const qf_root *root, const char *path, const struct qf_model *model)
@@ -343,6 +363,7 @@ void qf_model_free(struct qf_model *model)
     if (model == NULL)
         return;
     free_sets(model);
+    qf_model_free_texts(model);
     for (size_t i = 0; i < model->dep_count; i++)
         free(model->deps[i].name);
     free(model->deps);

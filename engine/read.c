@@ -14,6 +14,7 @@
 #include "engine/chunk.h"
 #include "engine/decode.h"
 #include "engine/seal.h"
+#include "engine/tensor.h"
 #include "quant/kernels.h"
 
 /* Smaller slices are copied: few values are held in the store at a time. */
@@ -212,10 +213,8 @@ static int append_part(struct qf_read *read, const struct qf_span *span, uint64_
 static int read_source(struct qf_read *read, uint32_t tensor, void *to, size_t size,
                        uint64_t off)
 {
-    const struct qf_tensor *src = read->file->layout->tensors[tensor].src;
     uint64_t bytes = 0;
-    int rc = qf_decode_read(qf_shard_file_source(read->file, tensor)->src, src, to,
-                            size, off, &bytes);
+    int rc = qf_tensor_read(read->file, tensor, to, size, off, &bytes);
     atomic_fetch_add(&read->engine->count.source_bytes_read, bytes);
     return rc;
 }
@@ -290,6 +289,9 @@ static int append_span(struct qf_read *read, const struct qf_span *span, uint64_
         return append_decoded(read, span, off, size);
     case QF_SPAN_PART:
         return append_part(read, span, off, size);
+    case QF_SPAN_ZERO:
+        memset(append_space(read, size), 0, size);
+        return 0;
     }
     return -EIO;
 }
@@ -308,6 +310,8 @@ static int check_sources(const qf_shard_file *file, uint64_t off, uint64_t size)
         const struct qf_span *span = &layout->spans[i];
         if (span->kind == QF_SPAN_HEADER)
             return qf_shard_file_check(file);
+        if (span->kind == QF_SPAN_ZERO)
+            continue;
         const struct qf_shard_source *source = qf_shard_file_source(file, span->tensor);
         if (source != last)
             rc = qf_srcfile_check(source->src);

@@ -7,6 +7,8 @@
 #include <assert.h>
 #include <string.h>
 
+#include "view/loaders_gguf.h"
+
 /* What claims depend on. */
 struct facts {
     bool diffusers;
@@ -258,6 +260,10 @@ void qf_loaders_judge(const struct qf_variant *variant, const struct qf_loader_u
                       struct qf_loader_judgement *out)
 {
     assert(variant->reason[0] == '\0');
+    if (qf_codec_info(variant->view.codec)->family == QF_FAMILY_GGUF) {
+        qf_loaders_judge_gguf(variant, out);
+        return;
+    }
     struct facts facts = gather(variant, use);
     bool plain = qf_codec_plain_dtype(variant->view.codec) != QF_DTYPE_NONE;
     const struct rule *table = plain ? plain_rules : rules;

@@ -96,6 +96,8 @@ static int plan_codecs(struct splitter *s)
     int rc = 0;
     for (int i = 0; i < QF_CODEC_COUNT && rc == 0; i++) {
         struct qf_codec_spec spec = qf_codec_default((enum qf_codec)i, QF_F32);
+        if (qf_codec_info(spec.codec)->family == QF_FAMILY_GGUF)
+            continue; /* no tensors of safetensors files */
         rc = qf_codec_plan(&spec, QF_F32, shape, false, &s->codecs[i], NULL);
         if (rc == -ENOTSUP) { /* it makes no parts */
             s->codecs[i].part_count = 0;

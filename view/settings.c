@@ -35,6 +35,8 @@ const struct qf_setting_info qf_settings[QF_SETTING_COUNT] = {
 
 bool qf_setting_fits(enum qf_setting setting, enum qf_codec codec)
 {
+    if (qf_codec_info(codec)->family == QF_FAMILY_GGUF)
+        return setting == QF_SETTING_ONLY || setting == QF_SETTING_SKIP;
     return (qf_settings[setting].codecs & BIT(codec)) != 0;
 }
 

@@ -11,6 +11,7 @@
 #include <string.h>
 
 #include "ckpt/bnb.h"
+#include "view/gguf.h"
 #include "view/overrides.h"
 #include "view/synth.h"
 #include "view/torchao.h"
@@ -249,6 +250,28 @@ static int add_config(struct qf_variant *variant, struct qf_err *err)
     return rc;
 }
 
+static int add_gguf(struct qf_variant *variant, struct qf_err *err)
+{
+    const struct qf_model *model = variant->model;
+    struct qf_layout *layout;
+    if (!qf_gguf_file_name(model->name, variant->view.codec, variant->gguf_name))
+        return qf_err_set(err, -ENOTSUP, "the directory's name is too long");
+    variant->policy_count = 1;
+    int rc = qf_gguf_build(model, &variant->view, &layout, &variant->policies[0], err);
+    if (rc != 0)
+        return rc;
+    struct qf_variant_file *file =
+        add_file(variant, variant->gguf_name, QF_VARIANT_GGUF);
+    file->layout = layout;
+    file->size = layout->file_size;
+    return layout_digest(layout, &file->digest);
+}
+
+static bool shows_gguf(const struct qf_variant *variant)
+{
+    return qf_codec_info(variant->view.codec)->family == QF_FAMILY_GGUF;
+}
+
 static int by_name(const void *a, const void *b)
 {
     return strcmp(((const struct qf_variant_file *)a)->name,
@@ -303,6 +326,8 @@ static int build(struct qf_variant *variant, const struct qf_view *view,
     variant->policies = calloc(model->set_count, sizeof *variant->policies);
     if (variant->files == NULL || variant->policies == NULL)
         return -ENOMEM;
+    if (shows_gguf(variant))
+        return add_gguf(variant, err);
     rc = plan_sets(variant, err);
     for (size_t i = 0; i < model->set_count && rc == 0; i++)
         rc = add_set(variant, i, err);
@@ -380,4 +405,20 @@ const struct qf_variant_file *qf_variant_find(const struct qf_variant *variant,
             low = middle + 1;
     }
     return NULL;
+}
+
+bool qf_variant_hides(const struct qf_variant *variant, const char *name)
+{
+    const struct qf_model *model = variant->model;
+    if (!shows_gguf(variant) || variant->reason[0] != '\0')
+        return false;
+    for (size_t i = 0; i < model->set_count; i++) {
+        const struct qf_weight_set *set = &model->sets[i];
+        if (set->index_name != NULL && strcmp(set->index_name, name) == 0)
+            return true;
+        for (size_t k = 0; k < set->shard_count; k++)
+            if (strcmp(set->shards[k].name, name) == 0)
+                return true;
+    }
+    return false;
 }
