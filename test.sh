@@ -161,7 +161,9 @@ test_loaders() {
     with_libraries loaders tests/loaders/run.py
     with_libraries overrides tests/loaders/overrides.py
     with_libraries export tests/loaders/export.py
+    with_libraries dequant tests/loaders/dequant.py
     with_libraries diff tests/loaders/diff.py
+    with_libraries gguf tests/loaders/gguf_views.py
     with_libraries examples tests/loaders/examples.py
     with_libraries modules tests/loaders/scaled_modules.py
     # In the long tier every dtype of every model.

@@ -12,6 +12,12 @@
 #define QF_CONFIG_SIZE_MAX (64u << 20)
 /* Dimensions of a tensor that we accept (safetensors sets none). */
 #define QF_TENSOR_RANK_MAX 32
+/* Of a bitsandbytes checkpoint: bytes of one quant_state, elements of one 4-bit block,
+ * elements of one block of a nested absmax. */
+#define QF_BNB_STATE_SIZE_MAX       4096u
+#define QF_BNB_BLOCKSIZE_MIN        32u
+#define QF_BNB_BLOCKSIZE_MAX        4096u
+#define QF_BNB_NESTED_BLOCKSIZE_MAX 65536u
 /* Elements of one chunk of a quantized tensor, before whole rows are made of it. */
 #define QF_CHUNK_ELEMS (1u << 20)
 /* Bytes of one chunk record, where its rows and blocks allow it: what a memcached or
@@ -31,6 +37,10 @@
 /* Tensors of one model whose records TorchAO's metadata holds: its loaders' time grows
  * with the square of their number, or faster. */
 #define QF_TORCHAO_TENSORS_MAX 20000u
+/* Tokens of a language model whose vocabulary we write into a GGUF file. */
+#define QF_GGUF_TOKENS_MAX (1u << 22)
+/* Bytes of all tensors of a model that we put into one file. */
+#define QF_GGUF_SIZE_MAX (1ull << 60)
 /* The largest read that the kernel sends. */
 #define QF_FUSE_READ_SIZE_MAX (1u << 20)
 /* Directories that are listed to find the path of an id from before a restart: links

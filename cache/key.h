@@ -22,11 +22,14 @@ struct qf_key {
     uint32_t codec; /* the first that makes records of this data */
     uint32_t revision;
     uint32_t src_dtype;
-    uint32_t dtype;     /* D */
-    uint32_t blocksize; /* scaled codecs: elements of a group */
-    uint32_t transposed;
-    uint64_t chunk; /* number of the record: chunk, or QF_KEY_SEAL + piece */
+    uint32_t dtype;      /* D */
+    uint32_t blocksize;  /* scaled codecs: elements of a group */
+    uint32_t transposed; /* bit 0; and QF_KEY_CODED */
+    uint64_t chunk;      /* number of the record: chunk, or QF_KEY_SEAL + piece */
 };
+
+/* The source's bytes are not those of the file but computed of them. */
+#define QF_KEY_CODED (UINT32_C(1) << 31)
 
 /* Record numbers from here on are pieces of the seal record. */
 #define QF_KEY_SEAL (UINT64_C(1) << 63)

@@ -130,6 +130,8 @@ bool qf_model_has(const struct qf_model_load *load, const char *name)
 
 static bool may_matter(const char *name)
 {
+    if (qf_model_is_text(name))
+        return true;
     return strstr(name, ".safetensors") != NULL || strcmp(name, "config.json") == 0 ||
            strcmp(name, "adapter_config.json") == 0 ||
            strcmp(name, OVERRIDES_FILE) == 0;
@@ -215,6 +217,12 @@ static int check_quantization(struct qf_model_load *load)
     if (found == NULL)
         return 0;
     const char *method = qf_json_string(qf_json_get(found, "quant_method"));
+    load->says_bnb = method != NULL
+                         ? strcmp(method, "bitsandbytes") == 0
+                         : qf_json_is_true(qf_json_get(found, "load_in_4bit")) ||
+                               qf_json_is_true(qf_json_get(found, "load_in_8bit"));
+    if (load->says_bnb)
+        return 0;
     return qf_model_refuse(load, false, "already quantized (quant_method %s)",
                            qf_printable(method != NULL ? method : "unknown").text);
 }
@@ -265,6 +273,8 @@ static int load_directory(struct qf_model_load *load)
                            &load->model->overrides_size, &load->model->overrides_ident);
     if (rc == 0)
         rc = qf_model_load_sets(load);
+    if (rc == 0 && load->whole && load->model->kind == QF_MODEL_TRANSFORMERS)
+        rc = qf_model_load_texts(load);
     return rc == 0 ? qf_model_check_sets(load) : rc;
 }
 
@@ -286,14 +296,19 @@ static void free_sets(struct qf_model *model)
     free(model->sets);
     model->sets = NULL;
     model->set_count = 0;
+    model->is_bnb = false;
 }
 
-int qf_model_load(const qf_root *root, const char *path, struct qf_model **out,
-                  struct qf_err *err)
+static int load_model(const qf_root *root, const char *path, bool whole,
+                      struct qf_model **out, struct qf_err *err)
 {
-    struct qf_model_load load = {.root = root, .path = path};
+    struct qf_model_load load = {.root = root, .path = path, .whole = whole};
     load.model = calloc(1, sizeof *load.model);
-    int rc = load.model != NULL ? load_directory(&load) : -ENOMEM;
+    int rc = load.model != NULL ? 0 : -ENOMEM;
+    if (rc == 0) {
+        qf_model_name(root, path, load.model->name);
+        rc = load_directory(&load);
+    }
     for (size_t i = 0; i < load.name_count; i++)
         free(load.names[i]);
     free(load.names);
@@ -308,6 +323,18 @@ int qf_model_load(const qf_root *root, const char *path, struct qf_model **out,
     }
     *out = load.model;
     return 0;
+}
+
+int qf_model_load(const qf_root *root, const char *path, struct qf_model **out,
+                  struct qf_err *err)
+{
+    return load_model(root, path, false, out, err);
+}
+
+int qf_model_load_whole(const qf_root *root, const char *path, struct qf_model **out,
+                        struct qf_err *err)
+{
+    return load_model(root, path, true, out, err);
 }
 
 int qf_model_check(const qf_root *root, const char *path, const struct qf_model *model)
@@ -336,6 +363,7 @@ void qf_model_free(struct qf_model *model)
     if (model == NULL)
         return;
     free_sets(model);
+    qf_model_free_texts(model);
     for (size_t i = 0; i < model->dep_count; i++)
         free(model->deps[i].name);
     free(model->deps);

@@ -48,8 +48,27 @@ struct qf_model_dep {
     struct qf_ident ident;
 };
 
+/* Files beside the weights of a language model that a GGUF file is made of. */
+enum qf_model_text_kind {
+    QF_MODEL_TOKENIZER,        /* tokenizer.json */
+    QF_MODEL_TOKENIZER_CONFIG, /* tokenizer_config.json */
+    QF_MODEL_CHAT_TEMPLATE,    /* chat_template.jinja */
+    QF_MODEL_SENTENCEPIECE,    /* tokenizer.model: only whether it is there */
+    QF_MODEL_TEXT_COUNT
+};
+
+struct qf_model_text {
+    bool exists;
+    char *data; /* owned; NULL: there is none, or it cannot be read */
+    size_t size;
+    char problem[QF_ERR_TEXT_SIZE]; /* why it cannot be read; "" else */
+};
+
+#define QF_MODEL_NAME_SIZE 256
+
 /* Immutable after loading; read from any thread. */
 struct qf_model {
+    char name[QF_MODEL_NAME_SIZE]; /* of qf_model_name */
     enum qf_model_kind kind;
     /* "" when the directory can be quantized; else why all of it passes through: a
      * sentence for `quantfs info` (malformed or missing shard, adapter, LFS pointer,
@@ -63,11 +82,20 @@ struct qf_model {
     char *overrides_text; /* quantfs.json, unread; owned; NULL if there is none */
     size_t overrides_size;
     struct qf_ident overrides_ident;
+    /* Quantized by bitsandbytes: config.json says so, and headers are those of the
+     * plain checkpoint, in which some tensors are coded (ckpt/bnb.h). */
+    bool is_bnb;
     size_t set_count;
     struct qf_weight_set *sets; /* the set that loaders take by default comes first */
+    bool whole;                 /* with its texts: */
+    struct qf_model_text texts[QF_MODEL_TEXT_COUNT]; /* of qf_model_load_whole */
     size_t dep_count;
     struct qf_model_dep *deps; /* owned; also those that led to a reason */
 };
+
+/* What a model in directory `path` is called: after the directory, or, in a cache of
+ * the hub (models--ORG--NAME/snapshots/REVISION), NAME. */
+void qf_model_name(const qf_root *root, const char *path, char out[QF_MODEL_NAME_SIZE]);
 
 /* Looks at directory `path` of the store. Damage in the directory is not an error of
  * this call but a reason in the model; so is a file that changes while it is read, and
@@ -76,6 +104,10 @@ struct qf_model {
  */
 int qf_model_load(const qf_root *root, const char *path, struct qf_model **out,
                   struct qf_err *err) QF_MUST_CHECK;
+/* The same with the texts, for views that need them. A text that cannot be read is no
+ * reason against the model. */
+int qf_model_load_whole(const qf_root *root, const char *path, struct qf_model **out,
+                        struct qf_err *err) QF_MUST_CHECK;
 /* 0 while loading again would see the same versions of everything, else -ESTALE: files
  * came, went or changed, also those whose absence or damage is the reason. */
 int qf_model_check(const qf_root *root, const char *path,

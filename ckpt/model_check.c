@@ -130,12 +130,13 @@ int qf_model_check_sets(struct qf_model_load *load)
     for (size_t i = 0; i < load->model->set_count; i++) {
         const struct qf_weight_set *set = &load->model->sets[i];
         int rc = set->index_name != NULL ? check_index(load, set) : 0;
-        if (rc == 0)
+        if (rc == 0 && !load->says_bnb)
             rc = check_plain(load, set);
         if (rc == 0 && set->shard_count > 1)
             rc = check_duplicates(load, set);
         if (rc != 0)
             return rc;
     }
-    return check_shared(load);
+    int rc = check_shared(load);
+    return rc == 0 && load->says_bnb ? qf_model_dequantize(load) : rc;
 }

@@ -15,9 +15,11 @@ extern "C" {
 struct qf_model_load {
     const qf_root *root;
     const char *path;       /* of the directory */
+    bool whole;             /* with its texts */
     struct qf_model *model; /* being filled */
     size_t name_count;
-    char **names; /* of the directory, those that may matter, in byte order; owned */
+    char **names;  /* of the directory, those that may matter, in byte order; owned */
+    bool says_bnb; /* config.json has a quantization_config of bitsandbytes */
 };
 
 /* Sets the reason; returns QF_REFUSED. */
@@ -42,8 +44,16 @@ bool qf_model_is_lfs_pointer(const char *data, size_t size);
 
 /* model_sets.c: finds and loads all weight sets of model->kind. */
 int qf_model_load_sets(struct qf_model_load *load) QF_MUST_CHECK;
+/* model_texts.c: reads model->texts. */
+int qf_model_load_texts(struct qf_model_load *load) QF_MUST_CHECK;
+void qf_model_free_texts(struct qf_model *model);
+bool qf_model_is_text(const char *name);
 /* model_check.c: refuses sets that contradict themselves or hold quantized tensors. */
 int qf_model_check_sets(struct qf_model_load *load) QF_MUST_CHECK;
+
+/* model_bnb.c: turns the headers of a bitsandbytes checkpoint into plain ones, or
+ * refuses it. */
+int qf_model_dequantize(struct qf_model_load *load) QF_MUST_CHECK;
 
 #ifdef __cplusplus
 }

@@ -18,6 +18,8 @@
 struct arena {
     struct qf_shard shard;
     const struct qf_tensor **by_name;
+    struct qf_tensor *derived; /* of qf_shard_derive, as is the next */
+    void *owned;
 };
 
 /* By data, an empty tensor before the one that begins where it lies; where the library
@@ -169,6 +171,8 @@ static struct arena *build(struct qf_shard_text *tables, uint64_t data_off)
     for (size_t i = 0; i < pair_count; i++)
         metadata[i] = (struct qf_metadata_entry){.key = strings + pairs[i].key,
                                                  .value = strings + pairs[i].value};
+    arena->derived = NULL;
+    arena->owned = NULL;
     arena->shard = (struct qf_shard){.tensor_count = count,
                                      .tensors = tensors,
                                      .metadata_count = pair_count,
@@ -234,10 +238,35 @@ out:
     return rc;
 }
 
+int qf_shard_derive(struct qf_shard *stored, struct qf_tensor *tensors, size_t count,
+                    void *owned, struct qf_shard **out)
+{
+    struct arena *arena = malloc(sizeof *arena + count * sizeof(struct qf_tensor *));
+    if (arena == NULL)
+        return -ENOMEM;
+    *arena = (struct arena){.shard = *stored, .derived = tensors, .owned = owned};
+    arena->by_name = (const struct qf_tensor **)(arena + 1);
+    arena->shard.tensor_count = count;
+    arena->shard.tensors = tensors;
+    arena->shard.stored = stored;
+    arena->shard.arena = arena;
+    for (size_t i = 0; i < count; i++)
+        arena->by_name[i] = &tensors[i];
+    if (count > 1)
+        qsort(arena->by_name, count, sizeof arena->by_name[0], compare_names);
+    *out = &arena->shard;
+    return 0;
+}
+
 void qf_shard_free(struct qf_shard *shard)
 {
-    if (shard != NULL)
-        free(shard->arena);
+    if (shard == NULL)
+        return;
+    struct arena *arena = shard->arena;
+    qf_shard_free(shard->stored);
+    free(arena->derived);
+    free(arena->owned);
+    free(arena);
 }
 
 const struct qf_tensor *qf_shard_find(const struct qf_shard *shard, const char *name)

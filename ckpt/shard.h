@@ -23,6 +23,9 @@ struct qf_tensor {
     const uint64_t *shape; /* rank values; owned by the shard */
     uint64_t off;          /* from the beginning of the file, in bytes */
     uint64_t size;         /* bytes */
+    /* NULL: the file has these very bytes. Else they are computed of what it has, of
+     * which the first lies at `off` (ckpt/bnb.h). */
+    const struct qf_coded *coded;
 };
 
 struct qf_metadata_entry {
@@ -39,7 +42,9 @@ struct qf_shard {
     const struct qf_tensor *tensors; /* in the order of their data */
     size_t metadata_count;
     const struct qf_metadata_entry *metadata; /* in the order of the text */
-    void *arena;                              /* private: owns all of the above */
+    /* What the file has, where `tensors` are made of it; else NULL. Owned. */
+    struct qf_shard *stored;
+    void *arena; /* private: owns all of the above */
 };
 
 /* N from the first 8 bytes, checked against the file's size and the limit. */
@@ -49,6 +54,11 @@ int qf_shard_header_size(const void *first8, uint64_t file_size, uint64_t *heade
  * sentence for anything malformed, -ENOMEM. Returns owned. */
 int qf_shard_parse(const void *header, size_t size, uint64_t file_size,
                    struct qf_shard **out, struct qf_err *err) QF_MUST_CHECK;
+/* A shard that shows `tensors` in place of those that are stored. Takes, when it
+ * succeeds, `stored`, which their names and shapes may point into, `tensors` and
+ * `owned` (free(); may be NULL). -ENOMEM. */
+int qf_shard_derive(struct qf_shard *stored, struct qf_tensor *tensors, size_t count,
+                    void *owned, struct qf_shard **out) QF_MUST_CHECK;
 /* NULL is allowed. */
 void qf_shard_free(struct qf_shard *shard);
 /* The tensor of this name, or NULL. */

@@ -210,7 +210,9 @@ int qf_cache_deep(const struct qf_cache_args *args,
 {
     struct qf_view view;
     *out = (struct qf_cache_deep){0};
-    if (qf_view_parse(origin->view, strlen(origin->view), &view, NULL) != 0) {
+    /* A GGUF file is no shard of one source. */
+    if (qf_view_parse(origin->view, strlen(origin->view), &view, NULL) != 0 ||
+        qf_codec_info(view.codec)->family == QF_FAMILY_GGUF) {
         out->skipped = 1;
         return 0;
     }

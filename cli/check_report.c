@@ -83,7 +83,11 @@ void qf_check_text(const struct qf_check_model *model, struct qf_buf *out)
             qf_buf_appendf(out, ": passes through as it is: %s\n",
                            view->variant->reason);
         } else {
-            qf_buf_appendf(out, ": %zu tensors quantized\n", view->quantized_count);
+            if (qf_codec_plain_dtype(view->variant->view.codec) != QF_DTYPE_NONE)
+                qf_buf_appendf(out, ": nothing quantized, all in %s\n",
+                               qf_dtype_torch_name(view->variant->policies[0].dtype));
+            else
+                qf_buf_appendf(out, ": %zu tensors quantized\n", view->quantized_count);
             text_loaders(&view->judgement, out);
         }
         qf_check_unmatched(view->variant, text_unmatched, out);

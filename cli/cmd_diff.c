@@ -154,6 +154,14 @@ static int add_skip(struct qf_diff *diff, const char *path, const char *view,
     return 0;
 }
 
+/* Why the view has nothing to compare, shard by shard; "" else. */
+static const char *reason_of(const struct qf_variant *variant)
+{
+    bool gguf = qf_codec_info(variant->view.codec)->family == QF_FAMILY_GGUF;
+    return variant->reason[0] == '\0' && gguf ? "GGUF files are not compared"
+                                              : variant->reason;
+}
+
 /* The views that quantize the model; the others are told. */
 static int add_variants(struct command *c, struct qf_diff_model *to)
 {
@@ -162,11 +170,11 @@ static int add_variants(struct command *c, struct qf_diff_model *to)
         int rc = qf_variant_new(to->model, &c->stack.views[i], &variant);
         if (rc != 0)
             return rc;
-        if (variant->reason[0] == '\0') {
+        if (reason_of(variant)[0] == '\0') {
             to->variants[to->variant_count++] = variant;
             continue;
         }
-        rc = add_skip(&c->diff, to->path, c->stack.views[i].name, variant->reason);
+        rc = add_skip(&c->diff, to->path, c->stack.views[i].name, reason_of(variant));
         qf_variant_free(variant);
         if (rc != 0)
             return rc;

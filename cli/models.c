@@ -31,7 +31,7 @@ static void walk(const qf_root *root, const char *path,
 {
     struct qf_model *model;
     struct qf_err err = {""};
-    int rc = qf_model_load(root, path + 1, &model, &err);
+    int rc = qf_model_load_whole(root, path + 1, &model, &err);
     if (rc != 0) {
         visitor->failed(visitor->arg, path, rc, &err);
         return;

@@ -40,6 +40,8 @@ struct qf_report_view {
 /* Sums up a variant. */
 void qf_report_view_init(struct qf_report_view *report,
                          const struct qf_variant *variant);
+/* Bytes that the source's file has of a tensor. */
+uint64_t qf_report_stored(const struct qf_tensor *tensor);
 /* Calls `each` for every tensor: its output size, decision and source. */
 void qf_report_tensors(const struct qf_variant *variant,
                        void (*each)(void *arg, const struct qf_layout_tensor *tensor,

@@ -41,7 +41,7 @@ static void print_tensor(void *arg, const struct qf_layout_tensor *tensor,
         qf_buf_appendf(out, ", \"dtype_out\": \"%s\"",
                        qf_dtype_name(tensor->out_dtype));
     qf_buf_appendf(out, ", \"bytes_in\": %" PRIu64 ", \"bytes_out\": %" PRIu64 "}",
-                   tensor->src->size, bytes_out);
+                   qf_report_stored(tensor->src), bytes_out);
 }
 
 static void print_reasons(const struct qf_report_view *report, struct qf_buf *out)

@@ -16,7 +16,8 @@ static void print_tensor(void *arg, const struct qf_layout_tensor *tensor,
     qf_buf_appendf(out, "] %s", tensor->src->name);
     if (tensor->plan == NULL && tensor->out_dtype != tensor->src->dtype)
         qf_buf_appendf(out, " -> %s", qf_dtype_name(tensor->out_dtype));
-    qf_buf_appendf(out, ", %s -> %s\n", qf_bytes_text(tensor->src->size).text,
+    qf_buf_appendf(out, ", %s -> %s\n",
+                   qf_bytes_text(qf_report_stored(tensor->src)).text,
                    qf_bytes_text(bytes_out).text);
 }
 

@@ -565,7 +565,10 @@ static int list_units(struct qf_verify *verify, struct qf_verify_dir *dir,
                       struct qf_err *err)
 {
     size_t count = 0;
-    if (dir->model->set_count == 0)
+    /* A quantized source has the headers of the plain one: for views, not for copies.
+     */
+    if (dir->model->set_count == 0 ||
+        (dir->model->is_bnb && dir->variant->reason[0] != '\0'))
         return list_plain(verify, dir, err);
     const struct qf_weight_set *set = find_set(dir);
     for (size_t i = 0; i < set->shard_count; i++)

@@ -12,6 +12,7 @@
 
 #include "base/path.h"
 #include "cli/verify.h"
+#include "engine/decode.h"
 #include "quant/half.h"
 #include "quant/kernels.h"
 #include "quant/tables.h"
@@ -54,8 +55,8 @@ static int read_stored(struct qf_verify_hand *hand, uint64_t first, size_t count
     char *raw = malloc(count * width), *cast = malloc(count * sizeof(float));
     int rc = raw != NULL && cast != NULL ? open_source(hand) : -ENOMEM;
     if (rc == 0)
-        rc = qf_srcfile_read(hand->src, raw, count * width,
-                             hand->unit->src->off + first * width);
+        rc = qf_decode_read(hand->src, hand->unit->src, raw, count * width,
+                            first * width, NULL);
     if (rc == 0) {
         k->cast[from][to](raw, count, cast);
         k->cast[to][QF_F32](cast, count, out);

@@ -91,6 +91,8 @@ struct collect {
 static bool may_be_shard(const char *name)
 {
     size_t n = strlen(name);
+    if (n > 5 && strcmp(name + n - 5, ".gguf") == 0)
+        return true;
     return strstr(name, ".safetensors") != NULL &&
            (n < 5 || strcmp(name + n - 5, ".json") != 0);
 }

@@ -12,6 +12,7 @@
 
 #include "base/bytes.h"
 #include "compare/compare_internal.h"
+#include "engine/decode.h"
 #include "quant/dequant.h"
 #include "quant/qstate.h"
 
@@ -88,8 +89,8 @@ static int read_turned(struct scope *s, const struct qf_plan *plan)
             row_end - row < TURN_READ_MAX ? (size_t)(row_end - row) : TURN_READ_MAX;
         for (uint64_t c = 0; c < cols; c++) {
             uint64_t at = (c * plan->rows + row) * width;
-            int rc = qf_srcfile_read(s->shard->src, b->source, rows * width,
-                                     s->src->off + at);
+            int rc = qf_decode_read(s->shard->src, s->src, b->source, rows * width, at,
+                                    NULL);
             if (rc != 0)
                 return rc;
             s->kernels->cast[s->src->dtype][QF_F32](b->source, rows, b->x);
@@ -112,8 +113,8 @@ static int read_source(struct scope *s)
     if (plan != NULL)
         return read_turned(s, plan);
     size_t width = qf_dtype_size(s->src->dtype);
-    return qf_srcfile_read(s->shard->src, s->buffers->source, s->segment->count * width,
-                           s->src->off + s->segment->first * width);
+    return qf_decode_read(s->shard->src, s->src, s->buffers->source,
+                          s->segment->count * width, s->segment->first * width, NULL);
 }
 
 /* Elements [at, at + n) of the segment, widened. */

@@ -13,7 +13,9 @@
 #include <string.h>
 #include <time.h>
 
+#include "engine/decode.h"
 #include "engine/seal.h"
+#include "engine/tensor.h"
 
 /* Work that nobody waits for may take this share of the memory; readers the rest. */
 #define PREFETCH_PERCENT 75
@@ -91,11 +93,9 @@ static int read_source(void *ctx, void *buf, size_t size, uint64_t off)
 {
     struct qf_chunk *chunk = ctx;
     qf_shard_file *file = chunk->file;
-    const struct qf_tensor *src = file->layout->tensors[chunk->id.tensor].src;
-    int rc = qf_srcfile_read(qf_shard_file_source(file, chunk->id.tensor)->src, buf,
-                             size, src->off + off);
-    if (rc == 0)
-        atomic_fetch_add(&file->engine->count.source_bytes_read, size);
+    uint64_t bytes = 0;
+    int rc = qf_tensor_read(file, chunk->id.tensor, buf, size, off, &bytes);
+    atomic_fetch_add(&file->engine->count.source_bytes_read, bytes);
     return rc;
 }
 
@@ -207,14 +207,16 @@ static struct qf_job job_of(struct qf_chunk *chunk)
 {
     const struct qf_shard_file *file = chunk->file;
     const struct qf_layout_tensor *tensor = &file->layout->tensors[chunk->id.tensor];
+    const qf_srcfile *src = qf_shard_file_source(file, chunk->id.tensor)->src;
+    /* What has to be computed, or put in another order, cannot be mapped. */
+    bool stored = tensor->src->coded == NULL && tensor->heads == 0;
     return (struct qf_job){
         .plan = tensor->plan,
         .chunk = chunk->id.number,
         .source = {.read = read_source,
                    .account = account_source,
                    .ctx = chunk,
-                   .fd =
-                       qf_srcfile_fd(qf_shard_file_source(file, chunk->id.tensor)->src),
+                   .fd = stored ? qf_srcfile_fd(src) : -1,
                    .fd_off = tensor->src->off},
         .record = chunk->data,
     };
@@ -387,7 +389,8 @@ struct qf_hash128 qf_record_key(const qf_shard_file *file, struct qf_record_id i
         .src_dtype = (uint32_t)plan->src_dtype,
         .dtype = (uint32_t)plan->spec.dtype,
         .blocksize = is_scaled ? plan->spec.group : plan->spec.blocksize,
-        .transposed = plan->transposed,
+        .transposed = (uint32_t)plan->transposed | tensor->heads << 1 |
+                      (tensor->src->coded != NULL ? QF_KEY_CODED : 0),
         .chunk = id.number + piece,
     };
     return qf_key_hash(&key);

@@ -12,7 +12,9 @@
 #include <string.h>
 
 #include "engine/chunk.h"
+#include "engine/decode.h"
 #include "engine/seal.h"
+#include "engine/tensor.h"
 #include "quant/kernels.h"
 
 /* Smaller slices are copied: few values are held in the store at a time. */
@@ -211,11 +213,9 @@ static int append_part(struct qf_read *read, const struct qf_span *span, uint64_
 static int read_source(struct qf_read *read, uint32_t tensor, void *to, size_t size,
                        uint64_t off)
 {
-    const qf_srcfile *src = qf_shard_file_source(read->file, tensor)->src;
-    off += read->file->layout->tensors[tensor].src->off;
-    int rc = qf_srcfile_read(src, to, size, off);
-    if (rc == 0)
-        atomic_fetch_add(&read->engine->count.source_bytes_read, size);
+    uint64_t bytes = 0;
+    int rc = qf_tensor_read(read->file, tensor, to, size, off, &bytes);
+    atomic_fetch_add(&read->engine->count.source_bytes_read, bytes);
     return rc;
 }
 
@@ -223,6 +223,19 @@ static int append_source(struct qf_read *read, const struct qf_span *span, uint6
                          size_t size)
 {
     return read_source(read, span->tensor, append_space(read, size), size, off);
+}
+
+/* A coded tensor, straight in the dtype served. */
+static int append_decoded(struct qf_read *read, const struct qf_span *span,
+                          uint64_t off, size_t size)
+{
+    const struct qf_layout_tensor *tensor = &read->file->layout->tensors[span->tensor];
+    uint64_t bytes = 0;
+    int rc =
+        qf_decode_as(qf_shard_file_source(read->file, span->tensor)->src, tensor->src,
+                     tensor->out_dtype, append_space(read, size), size, off, &bytes);
+    atomic_fetch_add(&read->engine->count.source_bytes_read, bytes);
+    return rc;
 }
 
 /* A kept tensor in another dtype: whole elements are converted, and the bytes asked for
@@ -271,8 +284,14 @@ static int append_span(struct qf_read *read, const struct qf_span *span, uint64_
     case QF_SPAN_CAST:
         read->from_source += size;
         return append_cast(read, span, off, size);
+    case QF_SPAN_DECODED:
+        read->from_source += size;
+        return append_decoded(read, span, off, size);
     case QF_SPAN_PART:
         return append_part(read, span, off, size);
+    case QF_SPAN_ZERO:
+        memset(append_space(read, size), 0, size);
+        return 0;
     }
     return -EIO;
 }
@@ -291,6 +310,8 @@ static int check_sources(const qf_shard_file *file, uint64_t off, uint64_t size)
         const struct qf_span *span = &layout->spans[i];
         if (span->kind == QF_SPAN_HEADER)
             return qf_shard_file_check(file);
+        if (span->kind == QF_SPAN_ZERO)
+            continue;
         const struct qf_shard_source *source = qf_shard_file_source(file, span->tensor);
         if (source != last)
             rc = qf_srcfile_check(source->src);

@@ -387,6 +387,16 @@ void qf_engine_set_sealing(qf_engine *engine, bool on)
     pthread_mutex_unlock(&sealer->lock);
 }
 
+/* Where nothing is encoded there is nothing that a cache saves: a flat file would be a
+ * copy of the source, or several times as large. */
+static bool has_records(const struct qf_layout *layout)
+{
+    for (size_t i = 0; i < layout->tensor_count; i++)
+        if (layout->tensors[i].plan != NULL)
+            return true;
+    return false;
+}
+
 int qf_sealed_init(qf_shard_file *file)
 {
     struct qf_sealer *sealer = &file->engine->sealer;
@@ -414,6 +424,7 @@ bool qf_sealed_end(qf_shard_file *file)
         return false;
     pthread_mutex_lock(&sealer->lock);
     bool seal = atomic_load(&sealer->on) && atomic_load(&file->sealed.fd) < 0 &&
+                has_records(file->layout) &&
                 atomic_exchange(&file->sealed.was_read, false);
     qf_shard_file *other = seal ? find_other(sealer, file) : NULL;
     if (other != NULL) {

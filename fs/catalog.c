@@ -18,6 +18,7 @@
 #include "base/hash.h"
 #include "base/limits.h"
 #include "base/log.h"
+#include "view/gguf.h"
 #include "view/overrides.h"
 
 #define BUCKETS 512
@@ -52,6 +53,7 @@ struct entry {
     char *path;
     pthread_mutex_t lock;
     struct state *state; /* a reference */
+    bool whole;          /* a view has needed the model's texts, too */
     int64_t checked_ms;
     uint64_t weight; /* as counted in the catalog */
 };
@@ -106,6 +108,14 @@ static uint64_t header_bytes(const struct qf_model *model)
     return sum;
 }
 
+static uint64_t text_bytes(const struct qf_model *model)
+{
+    uint64_t sum = 0;
+    for (int i = 0; i < QF_MODEL_TEXT_COUNT; i++)
+        sum += model->texts[i].size;
+    return sum;
+}
+
 /* Takes the model. */
 static int state_new(struct qf_model *model, struct state **out)
 {
@@ -121,17 +131,20 @@ static int state_new(struct qf_model *model, struct state **out)
     atomic_store(&state->refs, 1);
     state->model = shared;
     pthread_mutex_init(&state->lock, NULL);
-    atomic_store(&state->weight, 4096 + 2 * header_bytes(model) + model->config_size);
+    atomic_store(&state->weight, 4096 + 2 * header_bytes(model) + model->config_size +
+                                     text_bytes(model));
     *out = state;
     return 0;
 }
 
-static int state_load(qf_catalog *catalog, const char *path, struct state **out)
+static int state_load(qf_catalog *catalog, const char *path, bool whole,
+                      struct state **out)
 {
     struct qf_err err = {""};
     struct qf_model *model;
     uint64_t policy = qf_views_policy(catalog->views);
-    int rc = qf_model_load(catalog->root, path, &model, &err);
+    int rc = (whole ? qf_model_load_whole : qf_model_load)(catalog->root, path, &model,
+                                                           &err);
     if (rc != 0) {
         qf_log_repeated(QF_LOG_WARN, path, "%s",
                         err.text[0] != '\0' ? err.text : strerror(-rc));
@@ -253,10 +266,12 @@ static void entry_put(qf_catalog *catalog, struct entry *entry, uint64_t weight)
 /* ---- */
 
 /* With the entry's lock held. */
-static int refresh(qf_catalog *catalog, struct entry *entry, bool force)
+static int refresh(qf_catalog *catalog, struct entry *entry, bool force, bool whole)
 {
     int64_t now = qf_clock_ms();
-    if (entry->state != NULL &&
+    bool enough = entry->whole || !whole;
+    entry->whole = entry->whole || whole;
+    if (entry->state != NULL && enough &&
         entry->state->policy == qf_views_policy(catalog->views)) {
         if (!force && now >= entry->checked_ms &&
             now - entry->checked_ms < QF_CATALOG_FRESH_MS)
@@ -270,7 +285,7 @@ static int refresh(qf_catalog *catalog, struct entry *entry, bool force)
     state_release(entry->state);
     entry->state = NULL;
     entry->checked_ms = now;
-    return state_load(catalog, entry->path, &entry->state);
+    return state_load(catalog, entry->path, entry->whole, &entry->state);
 }
 
 /* ---- variants; with the state's lock held ---- */
@@ -278,7 +293,8 @@ static int refresh(qf_catalog *catalog, struct entry *entry, bool force)
 /* Plans go with the source's headers; the view's own may be much larger. */
 static uint64_t variant_weight(const struct state *state, const qf_snapshot *snapshot)
 {
-    uint64_t sum = 3 * header_bytes(state->model->model) + 4096;
+    uint64_t sum =
+        3 * header_bytes(state->model->model) + text_bytes(state->model->model) + 4096;
     for (size_t i = 0; i < snapshot->variant->file_count; i++)
         if (snapshot->variant->files[i].layout != NULL)
             sum += snapshot->variant->files[i].layout->header_size;
@@ -369,7 +385,7 @@ int qf_catalog_get(qf_catalog *catalog, const char *path, const char *view, bool
     if (entry == NULL)
         return -ENOMEM;
     pthread_mutex_lock(&entry->lock);
-    int rc = refresh(catalog, entry, force);
+    int rc = refresh(catalog, entry, force, qf_gguf_is_view(view));
     struct state *state = rc == 0 ? entry->state : NULL;
     if (state != NULL)
         atomic_fetch_add(&state->refs, 1);

@@ -6,14 +6,16 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "fs/gguf.h"
 #include "fs/tree_private.h"
 
 enum file_kind { FILE_TEXT, FILE_CONTROL, FILE_SOURCE, FILE_SHARD };
 
 /* What a view shard lives on; released by the engine when its last work has ended. */
 struct shard_owner {
-    qf_srcfile *src;
     qf_snapshot *snapshot;
+    size_t count;
+    qf_srcfile *files[];
 };
 
 struct qf_file {
@@ -36,7 +38,8 @@ struct qf_file {
 static void release_shard(void *arg)
 {
     struct shard_owner *owner = arg;
-    qf_srcfile_close(owner->src);
+    for (size_t i = 0; i < owner->count; i++)
+        qf_srcfile_close(owner->files[i]);
     qf_snapshot_release(owner->snapshot);
     free(owner);
 }
@@ -85,23 +88,53 @@ static uint64_t origin_of(const qf_tree *tree, const struct qf_place *place)
     return origin;
 }
 
+/* Opens source `index` of the file at the place. */
+static int open_one(qf_tree *tree, const struct qf_place *place,
+                    const struct qf_target *target, size_t index, qf_srcfile **src,
+                    struct qf_hash128 *id)
+{
+    if (target->file->kind == QF_VARIANT_SHARD) {
+        *id = qf_target_source_id(target);
+        return open_source(tree, place->path, &target->file->source->ident, src);
+    }
+    char *path = qf_gguf_shard_path(place, target, index);
+    int rc = path != NULL ? qf_gguf_shard_id(tree, place, target, index, id) : -ENOMEM;
+    if (rc == 0)
+        rc = open_source(tree, path, &qf_gguf_set(target)->shards[index].ident, src);
+    free(path);
+    return rc;
+}
+
+static int open_sources(qf_tree *tree, const struct qf_place *place,
+                        const struct qf_target *target, struct shard_owner *owner,
+                        size_t count, qf_file *file)
+{
+    struct qf_shard_source *sources = calloc(count, sizeof *sources);
+    int rc = sources != NULL ? 0 : -ENOMEM;
+    for (size_t i = 0; i < count && rc == 0; i++) {
+        rc = open_one(tree, place, target, i, &owner->files[i], &sources[i].id);
+        sources[i].src = owner->files[i];
+        owner->count = i + 1;
+    }
+    if (rc == 0)
+        rc = qf_shard_file_open(tree->options.engine, target->file->layout, sources,
+                                count, origin_of(tree, place), release_shard, owner,
+                                &file->shard);
+    free(sources);
+    return rc;
+}
+
 static int open_shard(qf_tree *tree, const struct qf_place *place,
                       struct qf_target *target, qf_file *file)
 {
-    const struct qf_model_shard *source = target->file->source;
-    struct shard_owner *owner = calloc(1, sizeof *owner);
+    bool gguf = target->file->kind == QF_VARIANT_GGUF;
+    size_t count = gguf ? qf_gguf_set(target)->shard_count : 1;
+    struct shard_owner *owner = calloc(1, sizeof *owner + count * sizeof *owner->files);
     if (owner == NULL)
         return -ENOMEM;
-    struct qf_hash128 id = qf_target_source_id(target);
-    int rc = open_source(tree, place->path, &source->ident, &owner->src);
-    if (rc == 0)
-        rc = qf_shard_file_open(tree->options.engine, target->file->layout,
-                                &(struct qf_shard_source){owner->src, id}, 1,
-                                origin_of(tree, place), release_shard, owner,
-                                &file->shard);
+    int rc = open_sources(tree, place, target, owner, count, file);
     if (rc != 0) {
-        qf_srcfile_close(owner->src);
-        free(owner);
+        release_shard(owner);
         return rc;
     }
     owner->snapshot = target->snapshot;
@@ -121,7 +154,7 @@ static int open_target(qf_tree *tree, const struct qf_place *place,
         file->kind = FILE_SOURCE;
         return open_source(tree, place->path, &target->source, &file->src);
     }
-    if (target->file->kind == QF_VARIANT_SHARD)
+    if (target->file->layout != NULL)
         return open_shard(tree, place, target, file);
     file->kind = FILE_TEXT;
     file->text = target->file->text;

@@ -13,6 +13,7 @@
 #include "base/hash.h"
 #include "base/limits.h"
 #include "fs/tree_private.h"
+#include "view/gguf.h"
 
 int qf_tree_check_loop(const qf_tree *tree, const char *path, const char *real)
 {
@@ -103,7 +104,8 @@ struct qf_dir {
     size_t count;
     size_t capacity;
     struct dir_entry *entries;
-    atomic_uint readings; /* over */
+    const struct qf_variant *variant; /* while it is filled, in a view of GGUF files */
+    atomic_uint readings;             /* over */
 };
 
 static int add_entry(qf_dir *dir, const char *name, uint64_t id, unsigned type)
@@ -127,6 +129,8 @@ static int add_entry(qf_dir *dir, const char *name, uint64_t id, unsigned type)
 static int add_child(void *arg, const char *name, unsigned type)
 {
     qf_dir *dir = arg;
+    if (dir->variant != NULL && qf_variant_hides(dir->variant, name))
+        return 0;
     char *path = qf_path_join(dir->place.path, name);
     if (path == NULL)
         return -ENOMEM;
@@ -151,12 +155,41 @@ static int add_dots(qf_dir *dir, uint64_t id)
     return rc == 0 ? add_entry(dir, "..", parent, DT_DIR) : rc;
 }
 
+static bool has_entry(const qf_dir *dir, const char *name)
+{
+    for (size_t i = 0; i < dir->count; i++)
+        if (strcmp(dir->entries[i].name, name) == 0)
+            return true;
+    return false;
+}
+
+/* The GGUF file of the directory's model instead of its weights. A directory whose
+ * model cannot be looked at is listed as it is. */
+static int add_gguf(qf_dir *dir)
+{
+    qf_snapshot *snapshot = NULL;
+    int rc = qf_catalog_get(dir->tree->catalog, dir->place.path, dir->place.view, false,
+                            &snapshot, &dir->variant);
+    if (rc != 0 && !qf_err_is_of_file(rc))
+        return rc;
+    rc = qf_tree_list(dir->tree, dir->place.path, add_child, dir);
+    for (size_t i = 0; dir->variant != NULL && rc == 0 && i < dir->variant->file_count;
+         i++)
+        if (!has_entry(dir, dir->variant->files[i].name))
+            rc = add_child(dir, dir->variant->files[i].name, DT_REG);
+    dir->variant = NULL;
+    qf_snapshot_release(snapshot);
+    return rc;
+}
+
 static int add_all(qf_dir *dir, uint64_t id)
 {
     const struct qf_tree_options *options = &dir->tree->options;
     int rc = add_dots(dir, id);
     if (rc != 0)
         return rc;
+    if (qf_place_is_in_view(&dir->place) && qf_gguf_is_view(dir->place.view))
+        return add_gguf(dir);
     if (qf_place_is_in_view(&dir->place))
         return qf_tree_list(dir->tree, dir->place.path, add_child, dir);
     if (qf_place_is_root(&dir->place)) {
@@ -292,6 +325,24 @@ static int try_child(void *arg, const char *name, unsigned type)
     return 0;
 }
 
+/* Files that the store has not: one a kind of view. */
+static int try_gguf(struct search *search)
+{
+    char model[QF_MODEL_NAME_SIZE], name[QF_GGUF_FILE_NAME_SIZE];
+    bool found = false;
+    qf_model_name(search->tree->options.root, search->dir, model);
+    for (int c = QF_CODEC_GGUF_Q8_0; c <= QF_CODEC_GGUF_BF16 && !found; c++) {
+        if (!qf_gguf_file_name(model, (enum qf_codec)c, name))
+            continue;
+        char *path = qf_path_join(search->dir, name);
+        if (path == NULL)
+            return -ENOMEM;
+        found = try_path(search, path);
+        free(path);
+    }
+    return found;
+}
+
 static bool try_control(struct search *search)
 {
     for (size_t i = 0; i <= QF_CONTROL_COUNT; i++) {
@@ -318,7 +369,9 @@ int qf_tree_search(qf_tree *tree, uint64_t id, struct qf_place *place)
             break;
         char *dir = search.queue[--search.count];
         search.dir = dir;
-        rc = qf_tree_list(tree, dir, try_child, &search);
+        rc = try_gguf(&search);
+        if (rc == 0)
+            rc = qf_tree_list(tree, dir, try_child, &search);
         found = rc == 1;
         /* A directory that cannot be listed hides what is in it, nothing else. */
         if (rc < 0 && !qf_err_is_of_file(rc))

@@ -11,19 +11,19 @@
 #include <unistd.h>
 
 #include "base/hash.h"
+#include "fs/gguf.h"
 #include "fs/status.h"
 #include "fs/tree_private.h"
 
 /* NFS handles carry 32 bits of it; 0 means "unknown" to us. */
-static uint64_t generation_of(const void *data, size_t size)
+uint64_t qf_generation_of(const void *data, size_t size)
 {
     return (qf_hash64(data, size) & 0x7fffffff) | 1;
 }
 
 /* ---- what is at a place ---- */
 
-/* Attributes of the source, without what a read-only tree cannot have. */
-static void set_stat(struct qf_entry *entry, const struct stat *source, uint64_t id)
+void qf_entry_set_stat(struct qf_entry *entry, const struct stat *source, uint64_t id)
 {
     entry->st = *source;
     entry->st.st_ino = id;
@@ -32,7 +32,7 @@ static void set_stat(struct qf_entry *entry, const struct stat *source, uint64_t
     entry->st.st_blksize = 4096;
 }
 
-static void set_size(struct qf_entry *entry, uint64_t size)
+void qf_entry_set_size(struct qf_entry *entry, uint64_t size)
 {
     entry->st.st_size = (off_t)size;
     entry->st.st_blocks = (blkcnt_t)((size + 511) / 512);
@@ -63,8 +63,8 @@ static int resolve_control(qf_tree *tree, const struct qf_place *place, uint64_t
         return -ENOENT;
     if (file)
         st.st_mode = S_IFREG | 0444;
-    set_stat(&out->entry, &st, id);
-    set_size(&out->entry, 0);
+    qf_entry_set_stat(&out->entry, &st, id);
+    qf_entry_set_size(&out->entry, 0);
     return 0;
 }
 
@@ -86,6 +86,9 @@ static const struct qf_ident *source_ident(const struct qf_variant *variant,
         for (size_t i = 0; i < variant->model->set_count; i++)
             if (variant->model->sets[i].index_name == file->name)
                 return &variant->model->sets[i].index_ident;
+        break;
+    case QF_VARIANT_GGUF:
+        break;
     }
     return NULL;
 }
@@ -105,8 +108,14 @@ static int find_in_variant(qf_tree *tree, const struct qf_place *place, bool fre
                             &out->snapshot, &variant);
         if (rc != 0)
             break;
+        if (qf_variant_hides(variant, qf_path_name(place->path))) {
+            rc = -ENOENT;
+            break;
+        }
         const struct qf_variant_file *file =
             qf_variant_find(variant, qf_path_name(place->path));
+        if (file != NULL && file->kind == QF_VARIANT_GGUF)
+            file = NULL; /* the store's own file of that name */
         const struct qf_ident *known =
             file != NULL ? source_ident(variant, file) : NULL;
         if (file == NULL || (known != NULL && qf_ident_eq(known, &out->source))) {
@@ -141,8 +150,8 @@ static void set_changed(struct qf_target *out)
         what.header = file->source->header->header_hash;
         what.source = out->source;
     }
-    set_size(&out->entry, file->size);
-    out->entry.generation = generation_of(&what, sizeof what);
+    qf_entry_set_size(&out->entry, file->size);
+    out->entry.generation = qf_generation_of(&what, sizeof what);
 }
 
 static int resolve_store(qf_tree *tree, const struct qf_place *place, bool fresh,
@@ -150,23 +159,25 @@ static int resolve_store(qf_tree *tree, const struct qf_place *place, bool fresh
 {
     struct stat st;
     int rc = qf_root_resolve(tree->options.root, place->path, &out->real, &st);
+    if (rc == -ENOENT)
+        return qf_gguf_resolve(tree, place, fresh, id, out);
     if (rc != 0)
         return rc;
     if (S_ISDIR(st.st_mode)) {
         rc = qf_tree_check_loop(tree, place->path, out->real);
-        set_stat(&out->entry, &st, id);
+        qf_entry_set_stat(&out->entry, &st, id);
         return rc;
     }
     if (!S_ISREG(st.st_mode))
         return -ENOENT;
-    set_stat(&out->entry, &st, id);
+    qf_entry_set_stat(&out->entry, &st, id);
     out->source = qf_ident_of(&st);
     if (may_be_changed(qf_path_name(place->path)))
         rc = find_in_variant(tree, place, fresh, out);
     if (out->file != NULL)
         set_changed(out);
     else
-        out->entry.generation = generation_of(&out->source, sizeof out->source);
+        out->entry.generation = qf_generation_of(&out->source, sizeof out->source);
     return rc;
 }
 
@@ -182,7 +193,7 @@ int qf_tree_resolve(qf_tree *tree, const struct qf_place *place, bool fresh,
         struct stat st;
         rc = qf_root_resolve(tree->options.root, "", NULL, &st);
         if (rc == 0)
-            set_stat(&out->entry, &st, QF_NODE_ROOT);
+            qf_entry_set_stat(&out->entry, &st, QF_NODE_ROOT);
     } else {
         rc = resolve_store(tree, place, fresh, id, out);
     }
@@ -191,13 +202,17 @@ int qf_tree_resolve(qf_tree *tree, const struct qf_place *place, bool fresh,
     return rc;
 }
 
+struct qf_hash128 qf_shard_id(const char *real, const struct qf_model_shard *shard)
+{
+    struct qf_hash128 header = shard->header->header_hash, id;
+    if (!qf_source_id_of_blob(real, shard->ident.size, header, &id))
+        id = qf_source_id(&shard->ident, header);
+    return id;
+}
+
 struct qf_hash128 qf_target_source_id(const struct qf_target *target)
 {
-    const struct qf_model_shard *source = target->file->source;
-    struct qf_hash128 header = source->header->header_hash, id;
-    if (!qf_source_id_of_blob(target->real, source->ident.size, header, &id))
-        id = qf_source_id(&source->ident, header);
-    return id;
+    return qf_shard_id(target->real, target->file->source);
 }
 
 void qf_target_fini(struct qf_target *target)

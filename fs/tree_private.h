@@ -58,7 +58,14 @@ struct qf_target {
  * catalog has checked a moment ago. */
 int qf_tree_resolve(qf_tree *tree, const struct qf_place *place, bool fresh,
                     struct qf_target *out) QF_MUST_CHECK;
-/* What cache keys know a view shard's source by. */
+/* Attributes of the source, without what a read-only tree cannot have. */
+void qf_entry_set_stat(struct qf_entry *entry, const struct stat *source, uint64_t id);
+void qf_entry_set_size(struct qf_entry *entry, uint64_t size);
+/* Of contents that this identifies. */
+uint64_t qf_generation_of(const void *data, size_t size);
+/* What cache keys know a source by. real: its path without links. */
+struct qf_hash128 qf_shard_id(const char *real, const struct qf_model_shard *shard);
+/* The same of a view shard's. */
 struct qf_hash128 qf_target_source_id(const struct qf_target *target);
 void qf_target_fini(struct qf_target *target);
 

@@ -10,7 +10,9 @@
 #include <string.h>
 
 #include "fs/file.h"
+#include "fs/gguf.h"
 #include "fs/tree_private.h"
+#include "quant/gguf.h"
 
 #define NAMESPACE "user."
 #define PREFIX    NAMESPACE "quantfs."
@@ -85,6 +87,11 @@ static void append_settings(const struct qf_variant *variant, enum qf_dtype dtyp
     const struct qf_view *view = &variant->view;
     qf_buf_appendf(out, "dtype=%s", qf_dtype_torch_name(dtype));
     switch (qf_codec_info(view->codec)->family) {
+    case QF_FAMILY_PLAIN:
+        return;
+    case QF_FAMILY_GGUF:
+        qf_buf_appendf(out, ",type=%s", qf_gguf_info(view->codec)->name);
+        break;
     case QF_FAMILY_BNB_4BIT:
         append_4bit(view, dtype, out);
         break;
@@ -100,8 +107,28 @@ static void append_settings(const struct qf_variant *variant, enum qf_dtype dtyp
     append_patterns("force=", &view->force, out);
 }
 
+/* Of all shards of a GGUF file. */
+static int hash_sources(qf_tree *tree, const struct qf_place *place,
+                        const struct qf_target *target, struct qf_hash128 *out)
+{
+    struct qf_hash128 id = {0};
+    struct qf_buf ids = {0};
+    int rc = 0;
+    for (size_t i = 0; i < qf_gguf_set(target)->shard_count && rc == 0; i++) {
+        rc = qf_gguf_shard_id(tree, place, target, i, &id);
+        qf_buf_append(&ids, &id, sizeof id);
+    }
+    if (rc == 0 && ids.failed)
+        rc = -ENOMEM;
+    if (rc == 0)
+        *out = qf_hash128(ids.data, ids.size);
+    qf_buf_fini(&ids);
+    return rc;
+}
+
 /* A text's digest is that of its bytes; a shard's has everything but the weights. */
-static void append_key(const struct qf_target *target, struct qf_buf *out)
+static int append_key(qf_tree *tree, const struct qf_place *place,
+                      const struct qf_target *target, struct qf_buf *out)
 {
     struct {
         struct qf_hash128 digest, source;
@@ -110,9 +137,15 @@ static void append_key(const struct qf_target *target, struct qf_buf *out)
     if (target->file->kind == QF_VARIANT_SHARD) {
         what.source = qf_target_source_id(target);
         what.revision = QF_CODEC_REVISION;
+    } else if (target->file->kind == QF_VARIANT_GGUF) {
+        int rc = hash_sources(tree, place, target, &what.source);
+        if (rc != 0)
+            return rc;
+        what.revision = QF_CODEC_REVISION;
     }
     struct qf_hash128 key = qf_hash128(&what, sizeof what);
     qf_buf_appendf(out, "%016" PRIx64 "%016" PRIx64, key.high, key.low);
+    return 0;
 }
 
 static int get_of_directory(qf_tree *tree, const struct qf_place *place,
@@ -159,6 +192,13 @@ static int get_of_file(qf_tree *tree, uint64_t id, const struct qf_place *place,
                        const struct qf_target *target, enum attribute attribute,
                        struct qf_buf *out)
 {
+    if (attribute == ATTR_SOURCE && target->file != NULL &&
+        target->file->kind == QF_VARIANT_GGUF) {
+        char *dir = qf_path_parent(place->path);
+        qf_buf_append_str(out, dir != NULL ? dir : "");
+        free(dir);
+        return dir != NULL ? 0 : -ENOMEM;
+    }
     if (attribute == ATTR_SOURCE) {
         qf_buf_append_str(out, place->path);
         return 0;
@@ -176,8 +216,7 @@ static int get_of_file(qf_tree *tree, uint64_t id, const struct qf_place *place,
         qf_buf_appendf(out, "%" PRIu64, target->source.size);
         return 0;
     case ATTR_KEY:
-        append_key(target, out);
-        return 0;
+        return append_key(tree, place, target, out);
     case ATTR_DIGEST:
         return append_digest(tree, id, out);
     default:

@@ -54,6 +54,9 @@ static const struct qf_codec_info infos[QF_CODEC_COUNT] = {
     [QF_CODEC_GGUF_Q5_1] = {"gguf-q5_1", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
     [QF_CODEC_GGUF_F16] = {"gguf-f16", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
     [QF_CODEC_GGUF_BF16] = {"gguf-bf16", QF_FAMILY_GGUF, QF_SCALED_NONE, 0},
+    [QF_CODEC_BF16] = {"bf16", QF_FAMILY_PLAIN, QF_SCALED_NONE, 0},
+    [QF_CODEC_FP16] = {"fp16", QF_FAMILY_PLAIN, QF_SCALED_NONE, 0},
+    [QF_CODEC_FP32] = {"fp32", QF_FAMILY_PLAIN, QF_SCALED_NONE, 0},
 };
 
 const struct qf_codec_info *qf_codec_info(enum qf_codec codec)
@@ -65,6 +68,20 @@ const struct qf_codec_info *qf_codec_info(enum qf_codec codec)
 const char *qf_codec_name(enum qf_codec codec)
 {
     return qf_codec_info(codec)->name;
+}
+
+enum qf_dtype qf_codec_plain_dtype(enum qf_codec codec)
+{
+    switch (codec) {
+    case QF_CODEC_BF16:
+        return QF_BF16;
+    case QF_CODEC_FP16:
+        return QF_F16;
+    case QF_CODEC_FP32:
+        return QF_F32;
+    default:
+        return QF_DTYPE_NONE;
+    }
 }
 
 bool qf_codec_from_name(const char *name, enum qf_codec *out)
@@ -390,6 +407,9 @@ int qf_codec_plan(const struct qf_codec_spec *spec, enum qf_dtype src_dtype,
     case QF_FAMILY_GGUF:
         rc = qf_gguf_plan(out, err);
         break;
+    case QF_FAMILY_PLAIN:
+        return qf_err_set(err, -ENOTSUP, "%s quantizes nothing",
+                          qf_codec_name(spec->codec));
     default:
         rc = plan_scaled(out, err);
     }

@@ -50,6 +50,9 @@ enum qf_codec {
     QF_CODEC_GGUF_Q5_1,
     QF_CODEC_GGUF_F16,
     QF_CODEC_GGUF_BF16,
+    QF_CODEC_BF16, /* not a codec but its absence: the plain checkpoint in one dtype */
+    QF_CODEC_FP16,
+    QF_CODEC_FP32,
     QF_CODEC_COUNT
 };
 
@@ -61,7 +64,8 @@ enum qf_family {
     QF_FAMILY_FP8, /* transformers' and vLLM's quant_method "fp8", blocks of 128 x 128
                     */
     QF_FAMILY_COMPRESSED_TENSORS,
-    QF_FAMILY_GGUF /* one file a model (view/gguf.h); D is the stored dtype */
+    QF_FAMILY_GGUF, /* one file a model (view/gguf.h); D is the stored dtype */
+    QF_FAMILY_PLAIN /* not quantized */
 };
 
 /* The data of a codec whose elements are small numbers times a scale. Codecs with the
@@ -158,6 +162,9 @@ struct qf_plan {
 const struct qf_codec_info *qf_codec_info(enum qf_codec codec);
 /* Its name: "nf4", "fp4", "dq", "int8", "ao-int8wo", … */
 const char *qf_codec_name(enum qf_codec codec);
+/* The dtype of all weights under a codec of QF_FAMILY_PLAIN, which has no plans;
+ * QF_DTYPE_NONE for those that quantize. */
+enum qf_dtype qf_codec_plain_dtype(enum qf_codec codec);
 bool qf_codec_from_name(const char *name, enum qf_codec *out);
 /* The first codec with the same data and parts: whose records this codec's are. */
 enum qf_codec qf_codec_of_records(enum qf_codec codec);

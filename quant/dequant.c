@@ -27,6 +27,18 @@ void qf_dequant_nested(const uint8_t *codes, size_t count, const float *nested_a
     }
 }
 
+void qf_dequant_absmax(const uint8_t *codes, uint64_t first, size_t count,
+                       const float *map, const float *nested_absmax,
+                       uint32_t nested_blocksize, float offset, float *absmax)
+{
+    uint64_t before = first / nested_blocksize;
+    for (size_t i = 0; i < count; i++) {
+        float value =
+            map[codes[i]] * nested_absmax[(first + i) / nested_blocksize - before];
+        absmax[i] = value + offset;
+    }
+}
+
 void qf_dequant_4bit_scalar(const uint8_t *packed, size_t n, size_t blocksize,
                             const float *map, const float *absmax, float *out)
 {

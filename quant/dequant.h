@@ -22,6 +22,12 @@ void qf_dequant_map(enum qf_codec codec, float out[16]);
  * nested_absmax + offset. The first block is the first of a nested block. */
 void qf_dequant_nested(const uint8_t *codes, size_t count, const float *nested_absmax,
                        float offset, float *absmax);
+/* The same for any map of 256 values and any nested block size: of blocks [first,
+ * first + count); nested_absmax[0] is that of the nested block in which `first` lies.
+ */
+void qf_dequant_absmax(const uint8_t *codes, uint64_t first, size_t count,
+                       const float *map, const float *nested_absmax,
+                       uint32_t nested_blocksize, float offset, float *absmax);
 
 /* Scaled codecs: the values of codes, by byte; of 4-bit codes, by nibble. */
 void qf_dequant_values(enum qf_scaled scaled, float out[256]);

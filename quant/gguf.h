@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* ggml's types as codecs: a row is cut into blocks of 32 elements, and the bytes of the
- * blocks, one behind the other, are all that there is (docs/FORMATS.md section 8). */
+ * blocks, one behind the other, are all that there is (docs/FORMATS.md section 9). */
 #ifndef QF_QUANT_GGUF_H
 #define QF_QUANT_GGUF_H
 

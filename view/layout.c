@@ -35,6 +35,7 @@ struct builder {
     const struct qf_shard *shard;
     struct qf_layout *layout;
     struct qf_buf header;
+    bool plain; /* nothing is quantized: a coded tensor goes straight to its dtype */
     char *name; /* room for the longest name of an output tensor */
     size_t name_size;
     uint64_t off; /* in the data */
@@ -173,6 +174,14 @@ static int alloc_spans(struct builder *b)
                                                                               : -ENOMEM;
 }
 
+static enum qf_span_kind kept_kind(const struct builder *b,
+                                   const struct qf_layout_tensor *t)
+{
+    if (t->src->coded != NULL && (b->plain || t->out_dtype == t->src->dtype))
+        return QF_SPAN_DECODED;
+    return t->out_dtype == t->src->dtype ? QF_SPAN_COPY : QF_SPAN_CAST;
+}
+
 static int emit(struct builder *b, uint32_t tensor, uint32_t part_index)
 {
     struct qf_layout *layout = b->layout;
@@ -189,9 +198,7 @@ static int emit(struct builder *b, uint32_t tensor, uint32_t part_index)
     qf_header_add(b->name, output_dtype(t, part_index), rank, shape, b->off, end,
                   &b->header);
     if (size > 0) {
-        enum qf_span_kind kind = part != NULL                    ? QF_SPAN_PART
-                                 : t->out_dtype == t->src->dtype ? QF_SPAN_COPY
-                                                                 : QF_SPAN_CAST;
+        enum qf_span_kind kind = part != NULL ? QF_SPAN_PART : kept_kind(b, t);
         layout->spans[layout->span_count++] =
             (struct qf_span){.off = b->off,
                              .size = size,
@@ -312,7 +319,8 @@ int qf_layout_build_with(const struct qf_shard *shard,
                          struct qf_layout **out, struct qf_err *err)
 {
     struct qf_codec_spec spec = qf_view_spec(view, dtype);
-    struct builder b = {.shard = shard};
+    struct builder b = {.shard = shard,
+                        .plain = qf_codec_plain_dtype(view->codec) != QF_DTYPE_NONE};
     int rc = -ENOMEM;
     assert(shard->tensor_count < UINT32_MAX);
     b.layout = calloc(1, sizeof *b.layout);

@@ -19,25 +19,29 @@ extern "C" {
 #endif
 
 enum qf_span_kind {
-    QF_SPAN_HEADER, /* bytes of layout.header */
-    QF_SPAN_COPY,   /* a tensor as it is stored */
-    QF_SPAN_CAST,   /* a kept tensor in another dtype (tensors[].out_dtype) */
-    QF_SPAN_PART    /* a part of a quantized tensor */
+    QF_SPAN_HEADER,  /* bytes of layout.header */
+    QF_SPAN_COPY,    /* a tensor as it is stored */
+    QF_SPAN_CAST,    /* a kept tensor in another dtype (tensors[].out_dtype) */
+    QF_SPAN_PART,    /* a part of a quantized tensor */
+    QF_SPAN_DECODED, /* a coded tensor (ckpt/bnb.h), rounded once, to out_dtype */
+    QF_SPAN_ZERO     /* padding; of no tensor */
 };
 
 struct qf_span {
     uint64_t off;  /* in the view file */
     uint64_t size; /* > 0 */
     enum qf_span_kind kind;
-    uint32_t tensor; /* index in layout.tensors */
+    uint32_t tensor; /* index in layout.tensors; HEADER, ZERO: 0 */
     uint32_t part;   /* PART: index in tensors[].plan->parts */
 };
 
 struct qf_layout_tensor {
     const struct qf_tensor *src; /* borrowed from the shard */
     uint32_t source;             /* which of the file's sources has it */
-    enum qf_dtype out_dtype;     /* of a kept tensor */
-    struct qf_plan *plan;        /* owned; NULL for a kept tensor */
+    uint32_t heads; /* not 0: rows are taken in GGUF's order of that many attention
+                     * heads (view/gguf.h) */
+    enum qf_dtype out_dtype; /* of a kept tensor */
+    struct qf_plan *plan;    /* owned; NULL for a kept tensor */
 };
 
 /* Immutable; borrows the shard it was made from. */

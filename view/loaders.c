@@ -7,6 +7,8 @@
 #include <assert.h>
 #include <string.h>
 
+#include "view/loaders_gguf.h"
+
 /* What claims depend on. */
 struct facts {
     bool diffusers;
@@ -140,10 +142,40 @@ static bool in_vllm(const struct facts *f)
 
 #define MATRIX   "docs/MATRIX.md"
 #define SETTINGS "tests/loaders/overrides.py"
+#define DEQUANT  "tests/loaders/dequant.py"
 
 struct rule {
     applies_fn *applies;
     struct qf_loader_claim claim;
+};
+
+/* Of views that quantize nothing. */
+static const struct rule plain[] = {
+    {always,
+     {QF_LOADER_SAFETENSORS, QF_LOADS_YES, "every shard is a safetensors file",
+      DEQUANT}},
+    {is_transformers,
+     {QF_LOADER_TRANSFORMERS, QF_LOADS_YES,
+      "from_pretrained(PATH), as any checkpoint that is not quantized", DEQUANT}},
+    {is_diffusers,
+     {QF_LOADER_TRANSFORMERS, QF_LOADS_NO, "it is a component of a diffusers pipeline",
+      "config.json: _class_name"}},
+    {is_diffusers,
+     {QF_LOADER_DIFFUSERS, QF_LOADS_UNTESTED,
+      "views that quantize nothing have not been tried with diffusers", DEQUANT}},
+    {is_transformers,
+     {QF_LOADER_DIFFUSERS, QF_LOADS_NO, "it is a model of transformers",
+      "config.json: model_type"}},
+    {always,
+     {QF_LOADER_ACCELERATE, QF_LOADS_UNTESTED,
+      "device maps have not been tried with views that quantize nothing", DEQUANT}},
+    {is_transformers, {QF_LOADER_PEFT, QF_LOADS_YES, "LoRA trains on it", DEQUANT}},
+    {is_diffusers,
+     {QF_LOADER_PEFT, QF_LOADS_UNTESTED,
+      "adapters have not been tried with components of diffusers", DEQUANT}},
+    {always,
+     {QF_LOADER_VLLM, QF_LOADS_UNTESTED,
+      "has not been run on a view; nothing in this one is quantized", DEQUANT}},
 };
 
 static const struct rule bitsandbytes[] = {
@@ -356,11 +388,21 @@ void qf_loaders_judge(const struct qf_variant *variant, const struct qf_loader_u
                       struct qf_loader_judgement *out)
 {
     assert(variant->reason[0] == '\0');
+    if (qf_codec_info(variant->view.codec)->family == QF_FAMILY_GGUF) {
+        qf_loaders_judge_gguf(variant, out);
+        return;
+    }
     struct facts facts = gather(variant, use);
-    bool bnb = qf_view_is_default(variant->view.codec);
-    const struct rule *rules = bnb ? bitsandbytes : scaled;
-    size_t count = bnb ? sizeof bitsandbytes / sizeof *bitsandbytes
-                       : sizeof scaled / sizeof *scaled;
+    enum qf_codec codec = variant->view.codec;
+    const struct rule *rules = scaled;
+    size_t count = sizeof scaled / sizeof *scaled;
+    if (qf_view_is_default(codec)) {
+        rules = bitsandbytes;
+        count = sizeof bitsandbytes / sizeof *bitsandbytes;
+    } else if (qf_codec_plain_dtype(codec) != QF_DTYPE_NONE) {
+        rules = plain;
+        count = sizeof plain / sizeof *plain;
+    }
     *out = (struct qf_loader_judgement){0};
     for (size_t i = 0; i < count; i++) {
         const struct qf_loader_claim *claim = &rules[i].claim;

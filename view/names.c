@@ -57,6 +57,8 @@ static int refuse_key(const struct qf_setting_piece *piece, enum qf_codec codec,
         if (qf_setting_fits((enum qf_setting)i, codec))
             qf_buf_appendf(&allowed, "%s%s", allowed.size != 0 ? ", " : "",
                            qf_settings[i].name);
+    if (allowed.size == 0)
+        qf_buf_append_str(&allowed, "none");
     int rc = allowed.failed
                  ? -ENOMEM
                  : qf_err_set(err, -EINVAL, "%s has no setting '%.*s' (it has %.*s)",

@@ -164,6 +164,9 @@ static int apply_view(const qf_json *member, bool by_codec, struct qf_view *view
     int rc = qf_view_parse(name, strlen(name), &other, err);
     if (rc == 0 && !qf_json_is_object(member))
         rc = qf_err_set(err, -EINVAL, "'%s' must be an object", name);
+    if (rc == 0 && qf_codec_plain_dtype(other.codec) != QF_DTYPE_NONE &&
+        qf_json_first(member) != NULL)
+        rc = qf_err_set(err, -EINVAL, "'%s' has no settings", name);
     if (rc != 0) {
         qf_err_prefix(err, "'views'");
         return rc == -ENOMEM ? rc : -EINVAL;

@@ -46,9 +46,12 @@ static bool is_truthy(const qf_json *value)
 }
 
 /* Writes out->reason when the whole model passes through. */
-static bool passes_through(const qf_json *config, const struct qf_view *view,
-                           struct qf_policy *out)
+static bool passes_through(const struct qf_planner *p, const qf_json *config,
+                           const struct qf_view *view, struct qf_policy *out)
 {
+    bool coded = false;
+    for (size_t i = 0; i < p->count; i++)
+        coded = coded || p->tensors[i]->coded != NULL;
     const char *type = qf_json_string(qf_json_get(config, "model_type"));
     for (size_t i = 0; type != NULL && i < sizeof unsupported / sizeof *unsupported;
          i++)
@@ -56,7 +59,7 @@ static bool passes_through(const qf_json *config, const struct qf_view *view,
             snprintf(out->reason, sizeof out->reason,
                      "loaders cannot take a quantized checkpoint of architecture '%s'",
                      type);
-    if (is_truthy(qf_json_get(config, "quantization_config")))
+    if (!coded && is_truthy(qf_json_get(config, "quantization_config")))
         snprintf(out->reason, sizeof out->reason,
                  "already quantized: config.json has a quantization_config");
     enum qf_family family = qf_codec_info(view->codec)->family;
@@ -185,8 +188,10 @@ static int decide(struct qf_planner *p, const struct qf_view *view, size_t index
         return rc;
     override_rules(p, view, path, &decision->reason);
     if (decision->reason == QF_REASON_QUANTIZED) {
-        decision->transposed = qf_rules_is_conv1d(&p->rules, path);
-        if (decision->transposed && !qf_view_is_default(view->codec))
+        /* Codes are of the weight as a Linear has it. */
+        bool conv1d = qf_rules_is_conv1d(&p->rules, path);
+        decision->transposed = t->coded == NULL && conv1d;
+        if (conv1d && !qf_view_is_default(view->codec))
             decision->reason = QF_REASON_CONV1D;
         else
             rc = judge_settings(p, view, t, decision, err);
@@ -225,11 +230,12 @@ static enum qf_dtype kept_dtype(const struct qf_planner *p, const struct qf_tens
     return qf_rules_holds_fp32(&p->rules, t->name, want) ? QF_F32 : want;
 }
 
-static void finish(struct qf_planner *p)
+static int finish(struct qf_planner *p)
 {
     struct qf_policy *out = p->out;
+    int rc = 0;
     out->count = p->count;
-    for (size_t i = 0; i < p->count; i++) {
+    for (size_t i = 0; i < p->count && rc == 0; i++) {
         struct qf_decision *decision = &out->decisions[i];
         if (decision->reason == QF_REASON_QUANTIZED) {
             decision->dtype = out->dtype;
@@ -237,8 +243,10 @@ static void finish(struct qf_planner *p)
         } else {
             decision->dtype = kept_dtype(p, p->tensors[i]);
             decision->transposed = false;
+            rc = qf_policy_check_turned(p, p->tensors[i]);
         }
     }
+    return rc;
 }
 
 static void clear_decisions(struct qf_policy *policy)
@@ -294,7 +302,12 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
                  QF_NESTED_MODELS_MAX);
         rc = -ENOTSUP;
     }
-    if (rc != 0 || passes_through(config, view, out))
+    enum qf_dtype plain = qf_codec_plain_dtype(view->codec);
+    if (rc == 0 && plain != QF_DTYPE_NONE) {
+        rc = qf_policy_plain(&p, plain);
+        goto out;
+    }
+    if (rc != 0 || passes_through(&p, config, view, out))
         goto out;
     rc = index_names(&p);
     if (rc != 0)
@@ -305,7 +318,7 @@ int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
         rc = qf_view_is_default(view->codec) ? qf_skip_build(&p)
                                              : qf_list_build(&p, view->codec);
     if (rc == 0)
-        finish(&p);
+        rc = finish(&p);
 
 out:
     if (rc != 0)
@@ -347,6 +360,8 @@ const char *qf_reason_text(enum qf_reason reason)
         [QF_REASON_CONV1D] = "a Conv1D, and only Linear modules have this format",
         [QF_REASON_FUSED] = "loaders fuse it with a weight that is kept",
         [QF_REASON_SHAPE] = "its shape does not fit the view's settings",
+        [QF_REASON_DEQUANTIZED] = "dequantized",
+        [QF_REASON_PLAIN] = "not quantized",
     };
     assert(reason < QF_REASON_COUNT);
     return texts[reason];

@@ -38,6 +38,8 @@ enum qf_reason {
     QF_REASON_FUSED,     /* loaders fuse it with one that is kept (q, k, v; gate, up) */
     QF_REASON_SHAPE, /* the view's settings do not fit (a storage dtype that does not
                         divide the codes, a group or block that does not divide it) */
+    QF_REASON_DEQUANTIZED, /* a view that quantizes nothing: a coded tensor, */
+    QF_REASON_PLAIN,       /* and all others */
     QF_REASON_COUNT
 };
 
@@ -65,7 +67,8 @@ struct qf_policy {
     char **skip;
 };
 
-/* tensors: those of all shards of the set, in any order. */
+/* tensors: those of all shards of the set, in any order. Those that are coded explain
+ * the quantization_config of config.json: they are weights like others. */
 int qf_policy_plan(const struct qf_tensor *const *tensors, size_t count,
                    const qf_json *config, const struct qf_view *view,
                    struct qf_policy *out, struct qf_err *err) QF_MUST_CHECK;

@@ -86,6 +86,8 @@ const char *qf_rules_fp32_hit(const struct qf_rules *rules, struct qf_path path)
 bool qf_rules_holds_fp32(const struct qf_rules *rules, const char *name,
                          enum qf_dtype dtype);
 bool qf_rules_is_conv1d(const struct qf_rules *rules, struct qf_path path);
+/* Whether a quantized weight of module `path` may be stored turned over. */
+bool qf_rules_may_turn(const struct qf_rules *rules, struct qf_path path);
 /* The general output heads; ends with NULL. */
 extern const char *const qf_rules_heads[];
 extern const char *const qf_rules_optional[];
@@ -126,6 +128,15 @@ struct qf_planner {
 #define QF_WEIGHT_SUFFIX      ".weight"
 #define QF_WEIGHT_SUFFIX_SIZE (sizeof QF_WEIGHT_SUFFIX - 1)
 bool qf_path_of_weight(const char *name, struct qf_path *out);
+
+/* ---- policy_plain.c: views that quantize nothing ---- */
+
+/* Decides about all tensors. -ENOTSUP with out->reason, -ENOMEM. */
+int qf_policy_plain(struct qf_planner *planner, enum qf_dtype dtype) QF_MUST_CHECK;
+/* -ENOTSUP with out->reason when a tensor that is shown as it is dequantized would have
+ * to be turned over for that. */
+int qf_policy_check_turned(const struct qf_planner *planner,
+                           const struct qf_tensor *tensor) QF_MUST_CHECK;
 
 /* Makes out->skip from the decisions; turns decisions to CLOSURE where an entry would
  * hit a tensor that is quantized. -ENOTSUP with out->reason when there is no list. */

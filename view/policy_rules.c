@@ -305,6 +305,14 @@ bool qf_rules_is_conv1d(const struct qf_rules *rules, struct qf_path path)
     return last_in(path, rules->arch->conv1d);
 }
 
+bool qf_rules_may_turn(const struct qf_rules *rules, struct qf_path path)
+{
+    bool turned = qf_rules_is_conv1d(rules, path);
+    for (size_t i = 0; i < rules->nested_count && !turned; i++)
+        turned = last_in(path, rules->nested[i]->conv1d);
+    return turned;
+}
+
 /* What a row of a model inside says. Which modules are of that model is not known, so
  * what it would transpose is kept as it is. */
 static bool nested_keeps(const struct qf_rules *rules, struct qf_path path)

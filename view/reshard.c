@@ -96,7 +96,13 @@ static int plan_codecs(struct splitter *s)
     int rc = 0;
     for (int i = 0; i < QF_CODEC_COUNT && rc == 0; i++) {
         struct qf_codec_spec spec = qf_codec_default((enum qf_codec)i, QF_F32);
+        if (qf_codec_info(spec.codec)->family == QF_FAMILY_GGUF)
+            continue; /* no tensors of safetensors files */
         rc = qf_codec_plan(&spec, QF_F32, shape, false, &s->codecs[i], NULL);
+        if (rc == -ENOTSUP) { /* it makes no parts */
+            s->codecs[i].part_count = 0;
+            rc = 0;
+        }
     }
     return rc;
 }
@@ -129,7 +135,7 @@ static int adopt(struct splitter *s, size_t owner)
         return -ENOMEM;
     char *weight = part_name + size;
     for (int c = 0; c < QF_CODEC_COUNT; c++) {
-        if (!weight_of(name, &s->codecs[c], weight))
+        if (s->codecs[c].part_count == 0 || !weight_of(name, &s->codecs[c], weight))
             continue;
         for (uint32_t p = 0; p < s->codecs[c].part_count; p++) {
             const struct qf_part *part = &s->codecs[c].parts[p];

@@ -9,8 +9,10 @@
 #include <string.h>
 
 #define BIT(codec) (UINT32_C(1) << (codec))
-#define ALL        (BIT(QF_CODEC_COUNT) - 1)
-#define BNB_4BIT   (BIT(QF_CODEC_NF4) | BIT(QF_CODEC_FP4) | BIT(QF_CODEC_DQ))
+/* Of these the dtype is the name, and nothing is chosen. */
+#define PLAIN    (BIT(QF_CODEC_BF16) | BIT(QF_CODEC_FP16) | BIT(QF_CODEC_FP32))
+#define ALL      ((BIT(QF_CODEC_COUNT) - 1) & ~PLAIN)
+#define BNB_4BIT (BIT(QF_CODEC_NF4) | BIT(QF_CODEC_FP4) | BIT(QF_CODEC_DQ))
 /* Of the others the libraries have one scale a row, and no word for groups. */
 #define GROUPED                                                                        \
     (BIT(QF_CODEC_AO_INT8WO) | BIT(QF_CODEC_AO_FLOAT8WO) | BIT(QF_CODEC_CT_W8A16) |    \
@@ -33,6 +35,8 @@ const struct qf_setting_info qf_settings[QF_SETTING_COUNT] = {
 
 bool qf_setting_fits(enum qf_setting setting, enum qf_codec codec)
 {
+    if (qf_codec_info(codec)->family == QF_FAMILY_GGUF)
+        return setting == QF_SETTING_ONLY || setting == QF_SETTING_SKIP;
     return (qf_settings[setting].codecs & BIT(codec)) != 0;
 }
 

@@ -10,6 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "ckpt/bnb.h"
+#include "view/gguf.h"
 #include "view/overrides.h"
 #include "view/synth.h"
 #include "view/torchao.h"
@@ -34,6 +36,50 @@ static int add_text(struct qf_variant *variant, const char *name,
     file->size = size;
     file->digest = qf_hash128(data, size);
     return 0;
+}
+
+/* A view that quantizes nothing. */
+static bool is_plain(const struct qf_variant *variant)
+{
+    return qf_codec_plain_dtype(variant->view.codec) != QF_DTYPE_NONE;
+}
+
+/* ---- sources that are quantized ---- */
+
+/* The codec whose format a tensor is stored in. QF_CODEC_COUNT: none of ours. */
+static enum qf_codec codec_of(const struct qf_coded *coded)
+{
+    switch (coded->kind) {
+    case QF_CODED_NF4:
+        return coded->nested ? QF_CODEC_DQ : QF_CODEC_NF4;
+    case QF_CODED_FP4:
+        return coded->nested ? QF_CODEC_COUNT : QF_CODEC_FP4;
+    case QF_CODED_INT8:
+        return QF_CODEC_INT8;
+    }
+    return QF_CODEC_COUNT;
+}
+
+/* To dequantize what has the view's codec and quantize it again would lose a little and
+ * gain nothing: such a checkpoint is what the view would have shown. */
+static int refuse_same_codec(const struct qf_model *model, enum qf_codec codec,
+                             struct qf_err *err)
+{
+    if (!model->is_bnb)
+        return 0;
+    for (size_t i = 0; i < model->set_count; i++)
+        for (size_t k = 0; k < model->sets[i].shard_count; k++) {
+            const struct qf_shard *shard = model->sets[i].shards[k].header;
+            for (size_t t = 0; t < shard->tensor_count; t++)
+                if (shard->tensors[t].coded != NULL &&
+                    codec_of(shard->tensors[t].coded) != codec)
+                    return 0;
+        }
+    return qf_err_set(
+        err, -ENOTSUP,
+        "already quantized: a checkpoint of bitsandbytes in %s, which the "
+        "view of the same codec shows as it is",
+        qf_codec_name(codec));
 }
 
 /* ---- policies ---- */
@@ -106,7 +152,7 @@ static int plan_sets(struct qf_variant *variant, struct qf_err *err)
                               "%s and %s need different settings under one config.json",
                               set_name(&model->sets[0]), set_name(&model->sets[i]));
     }
-    if (variant->policies[0].quantized_count == 0)
+    if (!is_plain(variant) && variant->policies[0].quantized_count == 0)
         return qf_err_set(err, -ENOTSUP, "no tensor of it can be quantized%s",
                           why_none(&variant->policies[0]));
     return 0;
@@ -123,6 +169,8 @@ static int layout_digest(const struct qf_layout *layout, struct qf_hash128 *out)
     for (size_t i = 0; i < layout->tensor_count; i++) {
         const struct qf_layout_tensor *tensor = &layout->tensors[i];
         const struct qf_plan *plan = tensor->plan;
+        if (tensor->src->coded != NULL) /* rounded to it, perhaps first */
+            qf_buf_appendf(&text, "c%d ", (int)tensor->src->dtype);
         if (plan == NULL)
             qf_buf_appendf(&text, "%d,", (int)tensor->out_dtype);
         else
@@ -217,10 +265,49 @@ static int add_config(struct qf_variant *variant, struct qf_err *err)
     return rc;
 }
 
+static int add_gguf(struct qf_variant *variant, struct qf_err *err)
+{
+    const struct qf_model *model = variant->model;
+    struct qf_layout *layout;
+    if (!qf_gguf_file_name(model->name, variant->view.codec, variant->gguf_name))
+        return qf_err_set(err, -ENOTSUP, "the directory's name is too long");
+    variant->policy_count = 1;
+    int rc = qf_gguf_build(model, &variant->view, &layout, &variant->policies[0], err);
+    if (rc != 0)
+        return rc;
+    struct qf_variant_file *file =
+        add_file(variant, variant->gguf_name, QF_VARIANT_GGUF);
+    file->layout = layout;
+    file->size = layout->file_size;
+    return layout_digest(layout, &file->digest);
+}
+
+static bool shows_gguf(const struct qf_variant *variant)
+{
+    return qf_codec_info(variant->view.codec)->family == QF_FAMILY_GGUF;
+}
+
 static int by_name(const void *a, const void *b)
 {
     return strcmp(((const struct qf_variant_file *)a)->name,
                   ((const struct qf_variant_file *)b)->name);
+}
+
+/* Whether every tensor is copied and config.json is what it was. */
+static bool changes_nothing(const struct qf_variant *variant)
+{
+    const struct qf_model *model = variant->model;
+    for (size_t i = 0; i < variant->file_count; i++) {
+        const struct qf_variant_file *file = &variant->files[i];
+        if (file->kind == QF_VARIANT_CONFIG &&
+            (file->size != model->config_size ||
+             memcmp(file->text, model->config_text, model->config_size) != 0))
+            return false;
+        for (size_t s = 1; file->layout != NULL && s < file->layout->span_count; s++)
+            if (file->layout->spans[s].kind != QF_SPAN_COPY)
+                return false;
+    }
+    return true;
 }
 
 /* The view with what quantfs.json says about this model. */
@@ -243,6 +330,8 @@ static int build(struct qf_variant *variant, const struct qf_view *view,
         return qf_err_set(err, -ENOTSUP, "%s",
                           model->reason[0] != '\0' ? model->reason : "not a model");
     int rc = override_view(variant, view, err);
+    if (rc == 0)
+        rc = refuse_same_codec(model, view->codec, err);
     if (rc != 0)
         return rc;
     size_t file_count = 1;
@@ -252,11 +341,16 @@ static int build(struct qf_variant *variant, const struct qf_view *view,
     variant->policies = calloc(model->set_count, sizeof *variant->policies);
     if (variant->files == NULL || variant->policies == NULL)
         return -ENOMEM;
+    if (shows_gguf(variant))
+        return add_gguf(variant, err);
     rc = plan_sets(variant, err);
     for (size_t i = 0; i < model->set_count && rc == 0; i++)
         rc = add_set(variant, i, err);
     if (rc == 0)
         rc = add_config(variant, err);
+    if (rc == 0 && is_plain(variant) && changes_nothing(variant))
+        rc = qf_err_set(err, -ENOTSUP, "not quantized, and %s already",
+                        qf_dtype_torch_name(variant->policies[0].dtype));
     if (rc != 0)
         return rc;
     qsort(variant->files, variant->file_count, sizeof *variant->files, by_name);
@@ -326,4 +420,20 @@ const struct qf_variant_file *qf_variant_find(const struct qf_variant *variant,
             low = middle + 1;
     }
     return NULL;
+}
+
+bool qf_variant_hides(const struct qf_variant *variant, const char *name)
+{
+    const struct qf_model *model = variant->model;
+    if (!shows_gguf(variant) || variant->reason[0] != '\0')
+        return false;
+    for (size_t i = 0; i < model->set_count; i++) {
+        const struct qf_weight_set *set = &model->sets[i];
+        if (set->index_name != NULL && strcmp(set->index_name, name) == 0)
+            return true;
+        for (size_t k = 0; k < set->shard_count; k++)
+            if (strcmp(set->shards[k].name, name) == 0)
+                return true;
+    }
+    return false;
 }

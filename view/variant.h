@@ -18,7 +18,12 @@
 extern "C" {
 #endif
 
-enum qf_variant_kind { QF_VARIANT_CONFIG, QF_VARIANT_INDEX, QF_VARIANT_SHARD };
+enum qf_variant_kind {
+    QF_VARIANT_CONFIG,
+    QF_VARIANT_INDEX,
+    QF_VARIANT_SHARD,
+    QF_VARIANT_GGUF /* the store has no such file */
+};
 
 /* A file of the directory that the view changes; all others pass through. */
 struct qf_variant_file {
@@ -29,7 +34,8 @@ struct qf_variant_file {
                                * and settings, but not of the weights */
     char *text;               /* CONFIG, INDEX: `size` bytes; owned */
     const struct qf_model_shard *source; /* SHARD */
-    struct qf_layout *layout;            /* SHARD; owned */
+    struct qf_layout *layout;            /* SHARD, GGUF; owned. The sources of a GGUF
+                                          * file are the shards of model->sets[0] */
 };
 
 /* Immutable; borrows the model. */
@@ -37,8 +43,10 @@ struct qf_variant {
     const struct qf_model *model;
     struct qf_view view;
     char reason[QF_ERR_TEXT_SIZE]; /* not "": the directory passes through whole */
-    size_t policy_count;           /* one for each weight set */
+    size_t policy_count;           /* one for each weight set; of a GGUF file one,
+                                    * with decisions in the order of its layout */
     struct qf_policy *policies;
+    char gguf_name[256]; /* of the GGUF file */
     size_t file_count;
     struct qf_variant_file *files; /* by name, in byte order */
 };
@@ -51,6 +59,10 @@ void qf_variant_free(struct qf_variant *variant);
 /* The file of this name, or NULL: it passes through. */
 const struct qf_variant_file *qf_variant_find(const struct qf_variant *variant,
                                               const char *name);
+
+/* Whether the view shows no file of this name, though the store has it: weights that a
+ * GGUF file takes the place of. */
+bool qf_variant_hides(const struct qf_variant *variant, const char *name);
 
 #ifdef __cplusplus
 }

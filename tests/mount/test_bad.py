@@ -90,8 +90,8 @@ class Bad(qfmount.StoreCase):
             with open(m.path(view, "good", "config.json"), encoding="utf-8") as f:
                 self.assertIn("quantization_config", json.load(f))
 
-    def assertPassedThrough(self, m, name):
-        for view in VIEWS:
+    def assertPassedThrough(self, m, name, views=VIEWS):
+        for view in views:
             want = S.files_below(f"{self.store}/{name}")
             self.assertEqual(S.files_below(m.path(view, name)), want)
             for file in want:
@@ -179,7 +179,8 @@ class Bad(qfmount.StoreCase):
             self.assertGood(m)
 
     def test_bitsandbytes_checkpoint(self):
-        """What a view holds, stored as a model of its own: not quantized again."""
+        """What a view holds, stored as a model of its own: not quantized again in that
+        view, and the source of others."""
         with qfmount.Mount(self.store, cache="none") as m:
             for name in os.listdir(m.path("nf4/good")):
                 S.write(f"{self.dir}/saved/{name}", S.read_file(m.path("nf4/good", name)))
@@ -189,7 +190,15 @@ class Bad(qfmount.StoreCase):
                 S.read_file(f"{self.store}/saved/model.safetensors"))
         S.write(f"{self.store}/bare/config.json", S.read_file(f"{self.good}/config.json"))
         with qfmount.Mount(self.store) as m:
-            self.assertPassedThrough(m, "saved")
+            self.assertPassedThrough(m, "saved", ["nf4"])
+            with open(m.path("int8/saved/config.json"), encoding="utf-8") as f:
+                self.assertTrue(json.load(f)["quantization_config"]["load_in_8bit"])
+            data = S.read_file(m.path("int8/saved/model.safetensors"))
+            self.assertEqual(S.read_header(data)[0][UP][0], "I8")
+            with open(m.path("bf16/saved/config.json"), encoding="utf-8") as f:
+                self.assertNotIn("quantization_config", json.load(f))
+            data = S.read_file(m.path("bf16/saved/model.safetensors"))
+            self.assertEqual({t[0] for t in S.read_header(data)[0].values()}, {"BF16"})
             self.assertPassedThrough(m, "bare")
             self.assertGood(m)
 

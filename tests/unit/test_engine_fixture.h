@@ -33,7 +33,7 @@ struct fx_tensor {
     struct qf_decision decision;
 };
 
-#define FX_MAX 16
+#define FX_MAX 32
 
 struct fx {
     char *dir;

@@ -50,9 +50,10 @@ static void *test_heap_realloc(void *old, size_t size)
 #undef realloc
 
 static const uint64_t square[] = {8, 8};
-static const struct qf_tensor tensors[] = {{"a.weight", QF_BF16, 2, square, 0, 128},
-                                           {"b.weight", QF_BF16, 2, square, 128, 128},
-                                           {"c.weight", QF_F32, 1, square, 256, 32}};
+static const struct qf_tensor tensors[] = {
+    {"a.weight", QF_BF16, 2, square, 0, 128, NULL},
+    {"b.weight", QF_BF16, 2, square, 128, 128, NULL},
+    {"c.weight", QF_F32, 1, square, 256, 32, NULL}};
 static const struct qf_shard shard_header = {.tensor_count = 3, .tensors = tensors};
 static const struct qf_decision decisions[] = {{QF_REASON_QUANTIZED, QF_BF16, false},
                                                {QF_REASON_HEAD, QF_BF16, false},

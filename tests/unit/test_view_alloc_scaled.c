@@ -51,11 +51,11 @@ static void *test_heap_realloc(void *old, size_t size)
 
 static const uint64_t square[] = {128, 128}, odd[] = {128, 40}, vector[] = {8};
 static struct qf_tensor tensors[] = {
-    {"m.layers.0.q_proj.weight", QF_F16, 2, square, 0, 32768},
-    {"m.layers.0.k_proj.weight", QF_F16, 2, odd, 32768, 10240},
-    {"m.layers.0.up.weight", QF_F16, 2, square, 43008, 32768},
-    {"m.embed_tokens.weight", QF_F16, 2, square, 75776, 32768},
-    {"m.norm.weight", QF_F16, 1, vector, 108544, 16}};
+    {"m.layers.0.q_proj.weight", QF_F16, 2, square, 0, 32768, NULL},
+    {"m.layers.0.k_proj.weight", QF_F16, 2, odd, 32768, 10240, NULL},
+    {"m.layers.0.up.weight", QF_F16, 2, square, 43008, 32768, NULL},
+    {"m.embed_tokens.weight", QF_F16, 2, square, 75776, 32768, NULL},
+    {"m.norm.weight", QF_F16, 1, vector, 108544, 16, NULL}};
 #define COUNT (sizeof tensors / sizeof *tensors)
 
 static int plan(long allocations, const struct qf_view *view, struct qf_policy *policy,

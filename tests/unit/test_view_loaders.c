@@ -13,9 +13,9 @@
 
 static const uint64_t square[] = {64, 64}, cube[] = {4, 64, 64};
 static struct qf_tensor tensors[] = {
-    {"a.q_proj.weight", QF_BF16, 2, square, 0, 8192},
-    {"b.experts.gate_up_proj", QF_BF16, 3, cube, 8192, 32768},
-    {"c.experts.0.up.weight", QF_BF16, 2, square, 40960, 8192},
+    {"a.q_proj.weight", QF_BF16, 2, square, 0, 8192, NULL},
+    {"b.experts.gate_up_proj", QF_BF16, 3, cube, 8192, 32768, NULL},
+    {"c.experts.0.up.weight", QF_BF16, 2, square, 40960, 8192, NULL},
 };
 
 /* The judgement of a view of a model with the first `count` of the tensors. */

@@ -277,9 +277,9 @@ static enum qf_reason judge(const char *config_text, const char *overrides,
 {
     static const uint64_t shape[] = {64, 64};
     const struct qf_tensor tensors[] = {
-        {"mid_block.to_q.weight", QF_F32, 2, shape, 0, 16384},
-        {"mid_block.to_k.weight", QF_F32, 2, shape, 16384, 16384},
-        {"lm_head.weight", QF_F32, 2, shape, 32768, 16384},
+        {"mid_block.to_q.weight", QF_F32, 2, shape, 0, 16384, NULL},
+        {"mid_block.to_k.weight", QF_F32, 2, shape, 16384, 16384, NULL},
+        {"lm_head.weight", QF_F32, 2, shape, 32768, 16384, NULL},
     };
     const struct qf_tensor *list[] = {&tensors[0], &tensors[1], &tensors[2]};
     qf_json *config = qf_json_parse(config_text, strlen(config_text), NULL);

@@ -190,10 +190,11 @@ static void test_config_that_is_no_object(void **state)
 
 static const uint64_t square[] = {8, 8};
 static const struct qf_tensor first_tensors[] = {{"b.weight", QF_BF16, 2, square, 0,
-                                                  128},
+                                                  128, NULL},
                                                  {"a.\"q\".bias", QF_BF16, 1, square,
-                                                  128, 16}};
-static const struct qf_tensor second_tensors[] = {{"B.x", QF_BF16, 1, square, 0, 16}};
+                                                  128, 16, NULL}};
+static const struct qf_tensor second_tensors[] = {
+    {"B.x", QF_BF16, 1, square, 0, 16, NULL}};
 
 struct fixture {
     struct qf_shard headers[2];
