@@ -91,7 +91,7 @@ class Bash(Case):
         # bash has what stands before the ':' already
         self.assertEqual(self.complete("quantfs warm --views nf4:"),
                          [v for v in views if v != "nf4"])
-        self.assertEqual(self.complete("quantfs warm --views nf4:dq:f"), ["fp4", "fp8"])
+        self.assertEqual(self.complete("quantfs warm --views nf4:dq:f"), ["fp16", "fp32", "fp4", "fp8"])
         self.assertEqual(self.complete("quantfs warm --views=nf4:i"), ["int8"])
 
     def test_mount_options(self):
