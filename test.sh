@@ -99,7 +99,7 @@ test_sanitized() {
     # What looks at sources or at Python has run, and so, before TSan, has what has no
     # threads; what replaces malloc (or, before TSan, more of libc) cannot run under a
     # sanitizer, which does so too.
-    local python_only='models_diff|arch_table|test_ckpt_nomem' no_threads='kernel_|golden|.*_diff$|test_fs_faults'
+    local python_only='models_diff|arch_table|test_ckpt_nomem' no_threads='kernel_|golden|.*_diff$|test_fs_faults|test_fs_gguf'
     build asan asan && run_ctest asan asan -LE '^lint$' -E "^($python_only)"
     # gcc's ThreadSanitizer cannot map its shadow where address randomization is wide.
     local run_under=

@@ -43,6 +43,9 @@ static int set_view(struct command *c, const char *text)
         return qf_cli_usage_error("verify", "%s", err.text);
     if (c->view_count != 1)
         return qf_cli_usage_error("verify", "--view %s: one view at a time", text);
+    if (qf_codec_info(c->views[0].codec)->family == QF_FAMILY_GGUF)
+        return qf_cli_usage_error("verify", "--view %s: GGUF files are not compared",
+                                  text);
     c->verify.view = &c->views[0];
     return 0;
 }

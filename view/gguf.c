@@ -297,7 +297,8 @@ static int begin(struct build *b)
     const char *class = qf_json_string(qf_json_get(b->model->config, "_class_name"));
     assert(b->model->set_count > 0);
     b->diffusers = b->model->kind == QF_MODEL_DIFFUSERS;
-    assert(b->diffusers || b->model->whole);
+    if (!b->diffusers && !b->model->whole)
+        return qf_err_set(b->err, -ENOTSUP, "its tokenizer was not looked at");
     if (!b->diffusers)
         return qf_gguf_llm_read(b->model->config, &b->llm, b->err);
     if (class == NULL || !qf_gguf_is_diffusers_class(class))

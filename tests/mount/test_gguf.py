@@ -142,18 +142,22 @@ class Gguf(qfmount.StoreCase):
 
     def test_rows_of_heads(self):
         """q and k of a llama, copied, cast and quantized, also where a read begins in the
-        middle of a row."""
-        heads = {"q": 4, "k": 4}
-        path = write_model(f"{self.store}/tiny", hidden=96, config={"num_attention_heads": 4})
+        middle of a row; heads that are read whole, and larger ones."""
+        self.check_rows(96, 4)
+        self.check_rows(512, 2)
+
+    def check_rows(self, hidden, heads):
+        path = write_model(f"{self.store}/tiny", hidden=hidden,
+                           config={"num_attention_heads": heads})
         source = S.read_file(f"{path}/model.safetensors")
         header, _, _ = S.read_header(source)
         with qfmount.Mount(self.store, views="gguf-bf16:gguf-f16:gguf-q8_0") as m:
             f = self.read(m, "gguf-bf16", "tiny")
-            for letter, count in heads.items():
+            for letter in "qk":
                 _, shape, begin, end = header[f"model.layers.0.self_attn.{letter}_proj.weight"]
                 rows = [source[at:at + 2 * shape[1]]
                         for at in range(begin, end, 2 * shape[1])]
-                want = b"".join(permuted(rows, count))
+                want = b"".join(permuted(rows, heads))
                 _, _, begin, end = f.tensors[f"blk.0.attn_{letter}.weight"]
                 self.assertEqual(f.data[begin:end], want)
                 self.assertNotEqual(b"".join(rows), want)
@@ -321,6 +325,43 @@ class Gguf(qfmount.StoreCase):
                      if f.endswith(".safetensors")]
             self.assertEqual(int(get("gguf-q8_0", "size_source")), sum(sizes))
             self.assertNotEqual(get("gguf-q8_0", "key"), get("gguf-q4_0", "key"))
+
+    def test_commands(self):
+        """Commands that know shards only say so."""
+        write_model(f"{self.store}/tiny")
+        out = os.path.join(self.dir, "out")
+        rc, _, err = qfmount.run("export", "-q", "--view", "gguf-q8_0",
+                                 f"{self.store}/tiny", out)
+        self.assertEqual((rc, err), (0, ""))
+        Reader(S.read_file(f"{out}/tiny-Q8_0.gguf"))
+        rc, _, err = qfmount.run("verify", "--view", "gguf-q8_0", "--against",
+                                 f"{self.store}/tiny", out)
+        self.assertEqual(rc, 1)
+        self.assertIn("GGUF", err)
+        rc, _, err = qfmount.run("diff", "-q", "--model", f"{self.store}/tiny",
+                                 "gguf-q8_0", "nf4")
+        self.assertIn("GGUF files are not compared", err)
+        rc, told, _ = qfmount.run("check", "--json", "--view", "gguf-q8_0", self.store)
+        self.assertEqual(rc, 0)
+        self.assertIn("gguf_file=", told)
+
+    def test_sealed(self):
+        """Read whole and closed, it is kept as a file that the kernel reads by itself."""
+        write_model(f"{self.store}/big", hidden=1024, inter=2048, shards=2)
+        with qfmount.Mount(self.store, views="gguf-q8_0") as m:
+            if m.status()["passthrough"] != "on":
+                self.skipTest("no passthrough here")
+            path = m.path("gguf-q8_0", "big", "big-Q8_0.gguf")
+            whole = S.read_file(path)
+            end = time.monotonic() + 30
+            while m.status()["shards_sealed"] == 0 and time.monotonic() < end:
+                time.sleep(0.02)
+            before = m.status()
+            self.assertEqual(before["shards_sealed"], 1)
+            self.assertEqual(S.read_file(path), whole)
+            self.assertEqual(m.status()["bytes_served"], before["bytes_served"])
+            digest = os.getxattr(path, "user.quantfs.digest")
+            self.assertTrue(digest.startswith(b"xxh3:"))
 
     def test_cache(self):
         """What was warmed is not quantized again; records and sealed files are kept."""
