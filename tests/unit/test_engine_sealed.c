@@ -219,27 +219,44 @@ static void test_room(void **state)
     rig_end(&r);
 }
 
-static void test_small_shard(void **state)
+static void expect_no_file(const struct fx_tensor *tensor, const char *view)
 {
-    (void)state;
-    static const struct fx_tensor small[] = {
-        {{"a.weight", QF_BF16, 2, {64, 1024, 0, 0}, NULL}, FX_QUANT(false)},
-    };
     struct fx fx;
     struct file_store store;
     char *files = tmpdir_make();
     qf_backend *backend = fx_backend(NULL);
-    fx_begin(&fx, small, 1, "nf4");
+    fx_begin(&fx, tensor, 1, view);
     file_store_init(&store, fx_store_mem(64u << 20), files);
     fx_open(&fx, backend, &store.base, 0);
     qf_engine_set_sealing(fx.engine, true);
     free(fx_read_all(&fx, 4096));
-    fx_close(&fx);
+    qf_shard_file_close(fx.file);
+    while (atomic_load(&fx.released) == 0) /* else the engine's end would give it up */
+        usleep(1000);
+    qf_engine_free(fx.engine);
+    qf_srcfile_close(fx.src);
     assert_int_equal(store.begins, 0);
     qf_store_close(&store.base);
     qf_backend_close(backend);
     tmpdir_remove(files);
     fx_end(&fx);
+}
+
+static void test_small_shard(void **state)
+{
+    (void)state;
+    static const struct fx_tensor small = {
+        {"a.weight", QF_BF16, 2, {64, 1024, 0, 0}, NULL}, FX_QUANT(false)};
+    expect_no_file(&small, "nf4");
+}
+
+/* A flat file of it would be a copy of the source, or larger. */
+static void test_nothing_encoded(void **state)
+{
+    (void)state;
+    static const struct fx_tensor large = {
+        {"a.weight", QF_BF16, 2, {1024, 1024, 0, 0}, NULL}, FX_KEEP(QF_F32)};
+    expect_no_file(&large, "fp32");
 }
 
 /* A store that keeps no files at all: everything as ever. */
@@ -480,6 +497,7 @@ int main(void)
         cmocka_unit_test(test_not_sealed),
         cmocka_unit_test(test_room),
         cmocka_unit_test(test_small_shard),
+        cmocka_unit_test(test_nothing_encoded),
         cmocka_unit_test(test_store_without_files),
         cmocka_unit_test(test_last_close),
         cmocka_unit_test(test_record_vanishes),
