@@ -60,7 +60,7 @@ qf_need() {
         ;;
     loaders)
         qf_want python3-venv python3 -c 'import ensurepip, venv'
-        qf_want ca-certificates test -e /etc/ssl/certs
+        qf_want ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
         ;;
     esac
 }
