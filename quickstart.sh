@@ -5,13 +5,14 @@
 #   ./quickstart.sh [STORE [MNT]]
 #
 # STORE: a directory with Hugging Face style models in it, nested in any way; without it
-# a small demo model is written first. MNT: where to mount, by default ~/quantfs.
+# a small demo model is written first. MNT: where to mount, by default ~/quantfs (or
+# ~/quantfs-views when this clone is there).
 # Run again at any time: what is done is not done twice.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
 
 case ${1-} in
--h | --help) sed -n '3,9s/^# \{0,1\}//p' "$0"; exit 0 ;;
+-h | --help) sed -n '3,10s/^# \{0,1\}//p' "$0"; exit 0 ;;
 esac
 [ $# -le 2 ] || { echo "usage: ./quickstart.sh [STORE [MNT]]" >&2; exit 2; }
 
@@ -22,6 +23,21 @@ quantfs=$here/build/release/cli/quantfs
 
 if [ $# -ge 1 ] && [ ! -d "$store" ]; then
     echo "$store: no such directory" >&2
+    exit 1
+fi
+
+# Whether a mount on $1 would hide this clone, and with it the program that unmounts.
+hides_clone() {
+    local dir=$here
+    until [ "$dir" -ef "$1" ]; do
+        [ "$dir" != / ] || return 1
+        dir=$(dirname "$dir")
+    done
+}
+
+[ $# -ge 2 ] || ! hides_clone "$mnt" || mnt=$HOME/quantfs-views
+if hides_clone "$mnt"; then
+    echo "$mnt: a mount there would hide this clone; name another directory" >&2
     exit 1
 fi
 

@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 static char *reserve(struct qf_buf *buf, size_t extra)
 {
     if (buf->failed)
@@ -80,8 +82,11 @@ void qf_buf_append_json(struct qf_buf *buf, const char *text, size_t size)
     size_t plain = 0;
     for (size_t i = 0; i < size; i++) {
         unsigned char c = (unsigned char)text[i];
-        if (c >= 0x20 && c != '"' && c != '\\')
+        size_t n = qf_utf8_size(text + i, size - i);
+        if (n > 0 && c >= 0x20 && c != '"' && c != '\\') {
+            i += n - 1;
             continue;
+        }
         qf_buf_append(buf, text + plain, i - plain);
         plain = i + 1;
         const char *e = c != 0 ? strchr(short_escapes, c) : NULL;
@@ -90,7 +95,7 @@ void qf_buf_append_json(struct qf_buf *buf, const char *text, size_t size)
         else if (e != NULL)
             qf_buf_appendf(buf, "\\%c", short_letters[e - short_escapes]);
         else
-            qf_buf_appendf(buf, "\\u%04x", c);
+            qf_buf_appendf(buf, "\\u%04x", n > 0 ? c : 0xdc00u + c);
     }
     qf_buf_append(buf, text + plain, size - plain);
     qf_buf_append(buf, "\"", 1);

@@ -28,7 +28,8 @@ void qf_buf_append_fill(struct qf_buf *buf, char byte, size_t count);
 void qf_buf_appendf(struct qf_buf *buf, const char *fmt, ...) QF_PRINTF(2, 3);
 /* Appends a JSON string with its quotes. UTF-8 stays as it is; only what JSON demands
  * is escaped (", \\ and controls), in the spelling of Python's json module with
- * ensure_ascii=False. */
+ * ensure_ascii=False. A byte XX that is no UTF-8 (names of files may hold any) becomes
+ * \udcXX, Python's surrogateescape: the text is UTF-8, and no byte is lost. */
 void qf_buf_append_json(struct qf_buf *buf, const char *text, size_t size);
 /* Appends a finite number in a spelling that reads back the same, as a float: 6.0. */
 void qf_buf_append_double(struct qf_buf *buf, double value);

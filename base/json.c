@@ -9,6 +9,8 @@
 #include <assert.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 enum {
     WANT_VALUE,
     WANT_VALUE_OR_END, /* after '[' */
@@ -60,36 +62,6 @@ static int hex_value(char c)
     return -1;
 }
 
-/* Bytes of the UTF-8 sequence at p (left > 0), 0 if it is none: too long, a surrogate,
- * past U+10FFFF, cut off. */
-static size_t utf8_size(const unsigned char *p, size_t left)
-{
-    unsigned char c = p[0];
-    unsigned char low = 0x80, high = 0xbf;
-    size_t size;
-    if (c < 0x80)
-        return 1;
-    if (c >= 0xc2 && c <= 0xdf) {
-        size = 2;
-    } else if (c >= 0xe0 && c <= 0xef) {
-        size = 3;
-        low = c == 0xe0 ? 0xa0 : low;
-        high = c == 0xed ? 0x9f : high;
-    } else if (c >= 0xf0 && c <= 0xf4) {
-        size = 4;
-        low = c == 0xf0 ? 0x90 : low;
-        high = c == 0xf4 ? 0x8f : high;
-    } else {
-        return 0;
-    }
-    if (left < size || p[1] < low || p[1] > high)
-        return 0;
-    for (size_t i = 2; i < size; i++)
-        if ((p[i] & 0xc0) != 0x80)
-            return 0;
-    return size;
-}
-
 /* Size of the escape at p (which is a backslash), 0 if it is malformed. */
 static size_t escape_size(const char *p, size_t left)
 {
@@ -124,7 +96,7 @@ static int scan_string(struct qf_json_scan *scan)
             if (n == 0)
                 return fail(scan, pos, "malformed escape in a string");
         } else if (c >= 0x80) {
-            n = utf8_size((const unsigned char *)text + pos, scan->size - pos);
+            n = qf_utf8_size(text + pos, scan->size - pos);
             if (n == 0)
                 return fail(scan, pos, "invalid UTF-8");
         }

@@ -2,43 +2,40 @@
 /* Returned by value, so that a sentence can name two of them without buffers. */
 #include "ckpt/printable.h"
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <string.h>
 
+#include "base/utf8.h"
+
 static const char cut_mark[] = "...";
 
-/* Bytes of the UTF-8 character at p (which ends with a NUL), 0 if it is none. Longer
- * spellings of short characters pass: nothing is decoded here. */
-static size_t char_size(const char *p)
+static bool is_control(const char *character)
 {
-    unsigned char c = (unsigned char)p[0];
-    size_t size = c < 0x80 ? 1 : c < 0xc2 ? 0 : c < 0xe0 ? 2 : c < 0xf0 ? 3 : 4;
-    if (c > 0xf4)
-        return 0;
-    for (size_t i = 1; i < size; i++)
-        if (((unsigned char)p[i] & 0xc0) != 0x80)
-            return 0;
-    return size;
+    unsigned char c = (unsigned char)character[0], next = (unsigned char)character[1];
+    /* U+0080 to U+009f: one of them begins a terminal's commands, as ESC [ does. */
+    return c < 0x20 || c == 0x7f || (c == 0xc2 && next < 0xa0);
 }
 
 struct qf_printable qf_printable(const char *name)
 {
     struct qf_printable out;
-    size_t used = 0;
+    size_t used = 0, size = strlen(name);
     while (*name != '\0') {
-        size_t n = char_size(name);
+        size_t n = qf_utf8_size(name, size);
         if (used + (n > 0 ? n : 1) > sizeof out.text - sizeof cut_mark) {
             memcpy(out.text + used, cut_mark, sizeof cut_mark);
             return out;
         }
-        if (n == 0 || (unsigned char)*name < 0x20 || *name == 0x7f) {
+        if (n == 0 || is_control(name)) {
             out.text[used++] = '?';
-            name++;
-            continue;
+            n = n > 0 ? n : 1;
+        } else {
+            memcpy(out.text + used, name, n);
+            used += n;
         }
-        memcpy(out.text + used, name, n);
-        used += n;
         name += n;
+        size -= n;
     }
     out.text[used] = '\0';
     return out;

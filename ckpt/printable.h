@@ -12,8 +12,8 @@ struct qf_printable {
     char text[160];
 };
 
-/* Control characters and what is not UTF-8 become '?'; long names are cut with "...".
- */
+/* Control characters (those of C1, too) and bytes that are not UTF-8 become '?'; long
+ * names are cut with "...". */
 struct qf_printable qf_printable(const char *name);
 
 #ifdef __cplusplus

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "ckpt/printable.h"
 #include "cli/check.h"
 #include "view/overrides.h"
 #include "view/settings.h"
@@ -48,7 +49,8 @@ void qf_check_unmatched(const struct qf_variant *variant,
 
 static void text_unmatched(void *arg, const char *setting, const char *pattern)
 {
-    qf_buf_appendf(arg, "    note: '%s' of %s matches no module\n", pattern, setting);
+    qf_buf_appendf(arg, "    note: '%s' of %s matches no module\n",
+                   qf_printable(pattern).text, setting);
 }
 
 static void text_loaders(const struct qf_loader_judgement *judgement,

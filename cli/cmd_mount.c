@@ -33,11 +33,12 @@ struct mount {
     qf_serve *serve;
 };
 
-static void close_all(struct mount *m)
+/* True: the next daemon is to go on. */
+static bool close_all(struct mount *m)
 {
     qf_daemon_close(m->daemon);
     qf_stack_close(&m->stack);
-    qf_serve_end(m->serve);
+    return qf_serve_end(m->serve);
 }
 
 /* Says why it will not come up; who goes on from another daemon has no prompt. */
@@ -68,7 +69,12 @@ static int open_all(struct mount *m, struct qf_passed *passed, int *code,
     };
     struct qf_stack *stack = &m->stack;
     *code = QF_EXIT_SYSTEM;
-    int rc = qf_serve_begin(stack, &m->serve);
+    struct qf_kept kept = QF_KEPT_NONE;
+    int rc = 0;
+    if (m->resuming)
+        rc = qf_kept_init(&kept, m->mountpoint, passed->device, passed->fuse_fd);
+    if (rc == 0)
+        rc = qf_serve_begin(stack, &kept, &m->serve);
     if (rc == 0 && look)
         rc = qf_mountpoint_clear(m->mountpoint, err);
     if (rc == 0)
@@ -109,9 +115,7 @@ static int run(struct mount *m)
     rc = qf_serve_run(m->serve, m->daemon);
     if (rc != 0)
         qf_log(QF_LOG_ERROR, "serving ended: %s", strerror(-rc));
-    bool handed_over = qf_serve_handed_over(m->serve);
-    close_all(m);
-    return handed_over ? QF_EXIT_RESTART : rc == 0 ? QF_EXIT_OK : QF_EXIT_SYSTEM;
+    return close_all(m) ? QF_EXIT_RESTART : rc == 0 ? QF_EXIT_OK : QF_EXIT_SYSTEM;
 }
 
 /* ---- with a keeper ---- */

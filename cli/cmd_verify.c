@@ -10,6 +10,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/path.h"
+#include "ckpt/printable.h"
 #include "cli/cli.h"
 #include "cli/mounted.h"
 #include "cli/verify.h"
@@ -213,7 +214,7 @@ static void tell_absent(struct command *c)
         else
             fprintf(stderr,
                     "quantfs verify: not compared, it is in the source only: %s\n",
-                    name);
+                    qf_printable(name).text);
     }
 }
 

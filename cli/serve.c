@@ -35,6 +35,8 @@ struct qf_serve {
     pthread_mutex_t lock; /* of all below; what it is about is not closed meanwhile */
     enum phase phase;
     bool handed_over;
+    struct qf_kept kept; /* what a daemon before has left us, or we the next one */
+    bool reload_wanted;  /* since before there was what to reload */
     int64_t drain_ends_ms, deadline_ms;
     uint64_t begun;      /* requests, when it was looked last */
     int64_t last_ms;     /* when one was under way last */
@@ -115,6 +117,16 @@ static void leave_behind(qf_serve *serve)
     _exit(serve->handed_over ? QF_EXIT_RESTART : QF_EXIT_SYSTEM);
 }
 
+/* The next daemon shall not be: the loop ends all the same, with no mount. */
+static void take_back(qf_serve *serve)
+{
+    serve->handed_over = false;
+    qf_log(QF_LOG_INFO, "%s: told to end: not left to the next daemon",
+           serve->kept.mountpoint);
+    qf_kept_end(&serve->kept);
+    tell("STOPPING=1");
+}
+
 /* ---- what a signal does ---- */
 
 static void reload(qf_serve *serve)
@@ -149,7 +161,9 @@ static void log_status(qf_serve *serve)
 static void told_to_end(qf_serve *serve)
 {
     int64_t now_ms = qf_clock_ms();
-    if (serve->phase == SERVING)
+    if (serve->handed_over)
+        take_back(serve);
+    else if (serve->phase == SERVING)
         drain(serve, now_ms);
     else if (serve->deadline_ms == 0 || now_ms + LEAVE_NOW_MS < serve->deadline_ms)
         stop(serve, now_ms + LEAVE_NOW_MS);
@@ -161,7 +175,7 @@ static void hand_over(qf_serve *serve)
     const char *mountpoint = qf_daemon_mountpoint(serve->daemon);
     /* A keeper that has died will not start the next one. */
     bool heard = qf_notify("STATUS=leaving the mount to the next daemon") == 0;
-    if (!heard || !qf_daemon_hand_over(serve->daemon)) {
+    if (!heard || qf_daemon_hand_over(serve->daemon, &serve->kept) != 0) {
         qf_log(QF_LOG_ERROR,
                "SIGUSR2: nobody would start the next daemon of %s (-o "
                "restart=)",
@@ -173,13 +187,32 @@ static void hand_over(qf_serve *serve)
     stop(serve, qf_clock_ms() + 1000 * (int64_t)serve->stack->options->drain_timeout_s);
 }
 
+/* What is being opened is of no use to anybody yet; a mount that waits for it is. */
+static void caught_at_the_start(qf_serve *serve, int signo)
+{
+    bool resuming = serve->kept.fuse_fd >= 0;
+    if (signo == SIGUSR1)
+        return;
+    if (resuming && signo == SIGHUP) {
+        serve->reload_wanted = true; /* the files may have been read already */
+        return;
+    }
+    if (resuming && signo == SIGUSR2)
+        _exit(QF_EXIT_RESTART);
+    if (resuming) {
+        qf_kept_end(&serve->kept);
+        tell("STOPPING=1");
+    }
+    qf_signals_die(signo);
+}
+
 static void caught(void *arg, int signo)
 {
     qf_serve *serve = arg;
     pthread_mutex_lock(&serve->lock);
-    if (serve->phase == STARTING && signo != SIGUSR1)
-        qf_signals_die(signo);
-    if (signo == SIGTERM || signo == SIGINT)
+    if (serve->phase == STARTING)
+        caught_at_the_start(serve, signo);
+    else if (signo == SIGTERM || signo == SIGINT)
         told_to_end(serve);
     else if (serve->phase == SERVING && signo == SIGHUP)
         reload(serve);
@@ -241,20 +274,42 @@ static void enter(qf_serve *serve, enum phase phase)
 
 /* ---- from beginning to end ---- */
 
-int qf_serve_begin(struct qf_stack *stack, qf_serve **out)
+static void free_serve(qf_serve *serve)
+{
+    qf_kept_fini(&serve->kept);
+    pthread_mutex_destroy(&serve->lock);
+    free(serve);
+}
+
+/* What came while we were starting is done now. */
+static void begin_serving(qf_serve *serve)
+{
+    pthread_mutex_lock(&serve->lock);
+    qf_kept_fini(&serve->kept); /* the daemon's now */
+    serve->phase = SERVING;
+    tell("READY=1");
+    if (serve->reload_wanted)
+        reload(serve);
+    pthread_mutex_unlock(&serve->lock);
+}
+
+int qf_serve_begin(struct qf_stack *stack, struct qf_kept *resumed, qf_serve **out)
 {
     qf_serve *serve = calloc(1, sizeof *serve);
-    if (serve == NULL)
+    if (serve == NULL) {
+        qf_kept_fini(resumed);
         return -ENOMEM;
+    }
     serve->stack = stack;
+    serve->kept = *resumed;
+    *resumed = QF_KEPT_NONE;
     pthread_mutex_init(&serve->lock, NULL);
     serve->watchdog_ms = qf_notify_watchdog_ms();
     const struct qf_signals_ops ops = {.caught = caught, .tick = tick, .arg = serve};
     qf_signals_block();
     int rc = qf_signals_start(&ops, &serve->signals);
     if (rc != 0) {
-        pthread_mutex_destroy(&serve->lock);
-        free(serve);
+        free_serve(serve);
         return rc;
     }
     *out = serve;
@@ -264,24 +319,22 @@ int qf_serve_begin(struct qf_stack *stack, qf_serve **out)
 int qf_serve_run(qf_serve *serve, qf_daemon *daemon)
 {
     serve->daemon = daemon;
-    enter(serve, SERVING);
-    tell("READY=1");
+    begin_serving(serve);
     int rc = qf_daemon_serve(daemon);
     enter(serve, CLOSING);
     return rc;
 }
 
-bool qf_serve_handed_over(const qf_serve *serve)
-{
-    return serve->handed_over;
-}
-
-void qf_serve_end(qf_serve *serve)
+bool qf_serve_end(qf_serve *serve)
 {
     if (serve == NULL)
-        return;
+        return false;
     qf_signals_stop(serve->signals);
     qf_log_repeated_flush(INT64_MAX);
-    pthread_mutex_destroy(&serve->lock);
-    free(serve);
+    /* The last moment to be told: nobody asks who has gone. */
+    if (serve->handed_over && qf_signals_end_pending())
+        take_back(serve);
+    bool handed_over = serve->handed_over;
+    free_serve(serve);
+    return handed_over;
 }

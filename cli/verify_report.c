@@ -2,6 +2,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "ckpt/printable.h"
 #include "cli/verify.h"
 
 static const struct {
@@ -89,12 +90,13 @@ void qf_verify_json(const struct qf_verify *verify, const char *dir,
 
 static void append_difference(const struct qf_verify_difference *d, struct qf_buf *out)
 {
-    qf_buf_appendf(out, "%s %s", d->tensor != NULL ? d->tensor : "?",
+    qf_buf_appendf(out, "%s %s", qf_printable(d->tensor != NULL ? d->tensor : "?").text,
                    problems[d->problem].text);
     if (d->index != UINT64_MAX)
         qf_buf_appendf(out, ", first at %" PRIu64, d->index);
     if (d->want[0] != '\0' || d->got[0] != '\0')
-        qf_buf_appendf(out, ": view %s, checkpoint %s", d->want, d->got);
+        qf_buf_appendf(out, ": view %s, checkpoint %s", qf_printable(d->want).text,
+                       qf_printable(d->got).text);
     qf_buf_append_str(out, "\n");
 }
 

@@ -6,7 +6,6 @@
 
 #include <fcntl.h>
 #include <fuse_lowlevel.h>
-#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdatomic.h>
@@ -30,6 +29,7 @@ struct qf_daemon {
     struct qf_fuse_context context;
     struct fuse_session *session;
     char *mountpoint; /* absolute */
+    char device[QF_KEPT_DEVICE_SIZE];
     unsigned read_ahead_kb;
     bool one_fd; /* no clones of it: requests that they have read cannot be resent */
     /* Written by the thread of signals, too. */
@@ -169,18 +169,35 @@ static int new_handles(qf_daemon *daemon)
                           &daemon->context.handles);
 }
 
+static int copy_device(void *arg, uint64_t key, const void *data, size_t size)
+{
+    (void)key;
+    snprintf(arg, QF_KEPT_DEVICE_SIZE, "%.*s", (int)size, (const char *)data);
+    return 0;
+}
+
+/* A journal that is none is told of when it is gone on from. */
+static void find_device(struct qf_passed *passed)
+{
+    qf_journal *journal = NULL;
+    int fd = fcntl(passed->journal_fd, F_DUPFD_CLOEXEC, 0);
+    if (fd < 0 || qf_journal_open(fd, &journal) != 0 ||
+        qf_journal_each(journal, QF_JOURNAL_DEVICE, copy_device, passed->device) != 0)
+        passed->device[0] = '\0';
+    qf_journal_close(journal);
+}
+
 void qf_daemon_passed(const struct qf_mount_options *options, struct qf_passed *out)
 {
-    *out = (struct qf_passed){-1, -1};
+    *out = (struct qf_passed){-1, -1, ""};
     if (options->restart == QF_RESTART_OFF)
         return;
     out->fuse_fd = qf_notify_passed(QF_NOTIFY_FUSE);
     out->journal_fd = qf_notify_passed(QF_NOTIFY_JOURNAL);
-    struct pollfd fuse = {.fd = out->fuse_fd};
-    bool alive = out->fuse_fd >= 0 && out->journal_fd >= 0 &&
-                 !(poll(&fuse, 1, 0) == 1 && (fuse.revents & POLLERR) != 0);
-    if (!alive) /* unmounted meanwhile, or none was left for us */
-        qf_passed_close(out);
+    if (out->journal_fd < 0 || !qf_kept_is_alive(out->fuse_fd))
+        qf_passed_close(out); /* unmounted meanwhile, or none was left for us */
+    else
+        find_device(out);
 }
 
 void qf_passed_close(struct qf_passed *passed)
@@ -189,7 +206,7 @@ void qf_passed_close(struct qf_passed *passed)
         close(passed->fuse_fd);
     if (passed->journal_fd >= 0)
         close(passed->journal_fd);
-    *passed = (struct qf_passed){-1, -1};
+    *passed = (struct qf_passed){-1, -1, ""};
 }
 
 /* Whoever has our descriptors lets them go. */
@@ -198,10 +215,7 @@ static void forget_kept(qf_daemon *daemon)
     if (!daemon->kept)
         return;
     daemon->kept = false;
-    if (qf_notify_remove(QF_NOTIFY_FUSE) != 0 ||
-        qf_notify_remove(QF_NOTIFY_JOURNAL) != 0)
-        qf_log(QF_LOG_WARN, "the descriptors of %s are still with the service manager",
-               daemon->mountpoint);
+    qf_kept_forget(daemon->mountpoint);
 }
 
 /* Leaves the mount with the manager, before the kernel is answered anything. */
@@ -211,8 +225,11 @@ static int keep(qf_daemon *daemon, struct qf_err *err)
     if (rc == 0)
         rc = qf_tree_keep(daemon->context.tree, daemon->context.journal, false);
     daemon->kept = daemon->one_fd = true;
-    if (rc == 0)
+    if (rc == 0) {
+        qf_journal_set(daemon->context.journal, QF_JOURNAL_DEVICE, 0, daemon->device,
+                       strlen(daemon->device));
         rc = qf_notify_store(QF_NOTIFY_JOURNAL, qf_journal_fd(daemon->context.journal));
+    }
     if (rc == 0)
         rc = qf_notify_store(QF_NOTIFY_FUSE, fuse_session_fd(daemon->session));
     if (rc != 0)
@@ -221,6 +238,14 @@ static int keep(qf_daemon *daemon, struct qf_err *err)
                           "(start it by a unit with Type=notify)",
                           strerror(-rc));
     return 0;
+}
+
+/* Of what has just been mounted. */
+static void note_device(qf_daemon *daemon)
+{
+    struct qf_mountpoint mount;
+    if (qf_mountpoint_find(daemon->mountpoint, &mount))
+        snprintf(daemon->device, sizeof daemon->device, "%s", mount.device);
 }
 
 /* Over a descriptor that is mounted already. */
@@ -236,6 +261,7 @@ static int adopt(qf_daemon *daemon, int fd, struct qf_err *err)
 static int resume(qf_daemon *daemon, struct qf_passed *passed, struct qf_err *err)
 {
     daemon->kept = daemon->mounted = daemon->resumed = daemon->one_fd = true;
+    memcpy(daemon->device, passed->device, sizeof daemon->device);
     int rc = adopt(daemon, passed->fuse_fd, err);
     if (rc != 0)
         return rc;
@@ -269,6 +295,7 @@ static int mount_anew(qf_daemon *daemon, const struct qf_mount_options *options,
                                                   : "refused (is /dev/fuse there?)");
     } else {
         daemon->mounted = true;
+        note_device(daemon);
     }
     hook_io(daemon);
     int rc = options->restart != QF_RESTART_OFF ? keep(daemon, err) : 0;
@@ -339,15 +366,19 @@ int qf_daemon_detach(qf_daemon *daemon)
     if (!daemon->mounted)
         return 0;
     daemon->mounted = false;
-    return qf_mountpoint_unmount(daemon->mountpoint, true);
+    return qf_kept_unmount(daemon->mountpoint, daemon->device,
+                           fuse_session_fd(daemon->session));
 }
 
-bool qf_daemon_hand_over(qf_daemon *daemon)
+int qf_daemon_hand_over(qf_daemon *daemon, struct qf_kept *out)
 {
     if (!daemon->kept)
-        return false;
-    daemon->mounted = daemon->kept = false;
-    return true;
+        return -ENOTCONN;
+    int rc = qf_kept_init(out, daemon->mountpoint, daemon->device,
+                          fuse_session_fd(daemon->session));
+    if (rc == 0)
+        daemon->mounted = daemon->kept = false;
+    return rc;
 }
 
 int qf_daemon_serve(qf_daemon *daemon)
@@ -378,15 +409,17 @@ int qf_daemon_serve(qf_daemon *daemon)
     return rc < 0 ? rc : 0;
 }
 
-/* libfuse does it for what libfuse has mounted. */
-static void unmount(qf_daemon *daemon)
+/* libfuse unmounts what it has mounted, and closes the descriptor first: who then looks
+ * at the mount gets an error instead of no answer. */
+static int unmount(qf_daemon *daemon)
 {
-    struct pollfd fuse = {.fd = fuse_session_fd(daemon->session)};
-    if (!daemon->resumed)
+    int fd = fuse_session_fd(daemon->session);
+    if (daemon->resumed)
+        return qf_kept_unmount(daemon->mountpoint, daemon->device, fd);
+    int rc = qf_kept_is_there(daemon->mountpoint, daemon->device, fd);
+    if (rc == 1)
         fuse_session_unmount(daemon->session);
-    else if ((poll(&fuse, 1, 0) != 1 || (fuse.revents & POLLERR) == 0) &&
-             qf_mountpoint_unmount(daemon->mountpoint, true) != 0)
-        qf_log(QF_LOG_WARN, "%s cannot be unmounted", daemon->mountpoint);
+    return rc < 0 ? rc : 0;
 }
 
 void qf_daemon_close(qf_daemon *daemon)
@@ -394,8 +427,10 @@ void qf_daemon_close(qf_daemon *daemon)
     if (daemon == NULL)
         return;
     forget_kept(daemon);
-    if (daemon->mounted)
-        unmount(daemon);
+    int rc = daemon->mounted ? unmount(daemon) : 0;
+    if (rc != 0)
+        qf_log(QF_LOG_WARN, "%s cannot be unmounted: %s", daemon->mountpoint,
+               strerror(-rc));
     if (daemon->session != NULL)
         fuse_session_destroy(daemon->session);
     qf_handles_free(daemon->context.handles);

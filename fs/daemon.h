@@ -6,6 +6,7 @@
 #include <stdbool.h>
 
 #include "base/err.h"
+#include "fs/kept.h"
 #include "fs/opts.h"
 #include "fs/tree.h"
 
@@ -18,9 +19,10 @@ typedef struct qf_daemon qf_daemon;
 const char *qf_daemon_libfuse_version(void);
 
 /* A mount that a daemon before this one has left with the service manager: its
- * descriptor and its journal, or -1 and -1. */
+ * descriptor and its journal, or -1 and -1. device: "" when the journal has none. */
 struct qf_passed {
     int fuse_fd, journal_fd;
+    char device[QF_KEPT_DEVICE_SIZE];
 };
 void qf_daemon_passed(const struct qf_mount_options *options, struct qf_passed *out);
 void qf_passed_close(struct qf_passed *passed);
@@ -32,10 +34,12 @@ int qf_daemon_mount(const struct qf_mount_options *options, qf_tree *tree,
                     qf_passthrough *passthrough, const char *store_path,
                     const char *mountpoint, struct qf_passed *passed, qf_daemon **out,
                     struct qf_err *err) QF_MUST_CHECK;
-/* Unmounts lazily, before the end: who has files open is served on. */
+/* Unmounts lazily, before the end: who has files open is served on. -EBUSY: something
+ * else is mounted over it. What somebody else has mounted in its place stays. */
 int qf_daemon_detach(qf_daemon *daemon) QF_MUST_CHECK;
-/* Closing it will leave the mount to the next daemon. False: there will be none. */
-bool qf_daemon_hand_over(qf_daemon *daemon);
+/* Closing it will leave the mount to the next daemon; `out` is what it takes to end it
+ * all the same (qf_kept_end). -ENOTCONN: there will be no next one. */
+int qf_daemon_hand_over(qf_daemon *daemon, struct qf_kept *out) QF_MUST_CHECK;
 /* Serves until it is unmounted or stopped; then what has been read from the kernel is
  * answered. */
 int qf_daemon_serve(qf_daemon *daemon) QF_MUST_CHECK;

@@ -588,6 +588,8 @@ static void restore_open(void *arg, const struct qf_handle_info *info)
 static int restore_opens(struct qf_fuse_context *context)
 {
     struct restore restore = {context->passthrough, 0};
+    if (context->passthrough != NULL)
+        qf_passthrough_resume(context->passthrough);
     int rc = qf_handles_restore(context->handles, restore_open, &restore);
     return rc != 0 ? rc : restore.rc;
 }

@@ -24,6 +24,7 @@ enum {
     QF_JOURNAL_OPEN,             /* fh */
     QF_JOURNAL_TEXT,             /* fh, of a file that is made at its open */
     QF_JOURNAL_DAEMON,           /* 0; how many have gone on from it */
+    QF_JOURNAL_DEVICE,           /* 0; the mount's, as text */
 };
 
 int qf_journal_new(qf_journal **out) QF_MUST_CHECK;

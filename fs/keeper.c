@@ -25,6 +25,7 @@
 #include "base/clock.h"
 #include "base/log.h"
 #include "base/notify.h"
+#include "fs/kept.h"
 #include "fs/mountpoint.h"
 #include "fs/process.h"
 #include "fs/signals.h"
@@ -34,6 +35,9 @@
 #define DELAY_MIN_MS 100
 #define DELAY_MAX_MS 5000
 #define EXEC_FAILED  127
+/* Messages that can lie before a daemon's last one (net.unix.max_dgram_qlen is far
+ * less). Others may send, too, and as fast as we read. */
+#define QUEUE_MAX 4096
 
 struct kept_fd {
     char name[64]; /* "": none */
@@ -46,10 +50,11 @@ struct keeper {
     int socket_fd;
     char socket_name[64]; /* as NOTIFY_SOCKET has it */
     struct kept_fd fds[FDS_MAX];
-    pid_t pid;   /* 0: no daemon is running */
-    bool up;     /* it has said so */
-    bool was_up; /* some daemon has */
-    bool ending; /* told to */
+    char device[QF_KEPT_DEVICE_SIZE]; /* the mount's, from when its descriptor came */
+    pid_t pid;                        /* 0: no daemon is running */
+    bool up;                          /* it has said so */
+    bool was_up;                      /* some daemon has */
+    bool ending;                      /* told to */
     int64_t up_ms;
     int64_t next_ms; /* when to start the next one */
     unsigned failures;
@@ -106,9 +111,18 @@ static void keep_fd(struct keeper *keeper, const char *name, int fd)
     kept->fd = high;
 }
 
-static bool holds_mount(struct keeper *keeper)
+static int fuse_fd(struct keeper *keeper)
 {
-    return find_fd(keeper, QF_NOTIFY_FUSE) != NULL;
+    const struct kept_fd *kept = find_fd(keeper, QF_NOTIFY_FUSE);
+    return kept != NULL ? kept->fd : -1;
+}
+
+/* It has come just now. */
+static void note_device(struct keeper *keeper)
+{
+    struct qf_mountpoint mount;
+    if (qf_mountpoint_find(keeper->options->mountpoint, &mount))
+        snprintf(keeper->device, sizeof keeper->device, "%s", mount.device);
 }
 
 /* ---- what the daemon says ---- */
@@ -147,6 +161,8 @@ static void take_message(struct keeper *keeper, const char *text, int fd)
     value_of(text, "FDNAME", name, sizeof name);
     if (store && fd >= 0 && name[0] != '\0') {
         keep_fd(keeper, name, fd);
+        if (strcmp(name, QF_NOTIFY_FUSE) == 0)
+            note_device(keeper);
         return;
     }
     if (fd >= 0)
@@ -288,7 +304,7 @@ static _Noreturn void become_daemon(const struct keeper *keeper)
     setenv("NOTIFY_SOCKET", keeper->socket_name, 1);
     /* Ctrl-C is the keeper's, which hands it on: twice would be "at once". */
     setpgid(0, 0);
-    qf_signals_unblock();
+    /* Signals stay blocked until it takes them: none finds it without a rule. */
     pass_fds(keeper);
     execv(keeper->options->program, keeper->options->argv);
     fprintf(stderr, "quantfs: %s: %s\n", keeper->options->program, strerror(errno));
@@ -324,9 +340,29 @@ static int exit_code(int status)
 
 static bool mount_has_ended(struct keeper *keeper)
 {
-    const struct kept_fd *kept = find_fd(keeper, QF_NOTIFY_FUSE);
-    struct pollfd fuse = {.fd = kept != NULL ? kept->fd : -1};
-    return kept == NULL || (poll(&fuse, 1, 0) == 1 && (fuse.revents & POLLERR) != 0);
+    return !qf_kept_is_alive(fuse_fd(keeper));
+}
+
+/* It takes these signals, but for its start, and hands over by that code. */
+static bool has_done_as_told(int status)
+{
+    if (WIFEXITED(status))
+        return WEXITSTATUS(status) == QF_EXIT_RESTART;
+    return WTERMSIG(status) == SIGTERM || WTERMSIG(status) == SIGINT;
+}
+
+/* A daemon that is starting may be told directly; one that hands over may not know yet
+ * that the keeper was told. */
+static bool is_the_end(struct keeper *keeper, int status)
+{
+    bool killed = WIFSIGNALED(status) && has_done_as_told(status);
+    return keeper->ending || killed || !keeper->was_up || mount_has_ended(keeper);
+}
+
+static int end_code(const struct keeper *keeper, int status)
+{
+    bool good = keeper->was_up && has_done_as_told(status);
+    return good ? QF_EXIT_OK : exit_code(status);
 }
 
 /* Whether it failed by itself, and soon. */
@@ -346,8 +382,8 @@ static int daemon_has_ended(struct keeper *keeper, int status)
     char how[128];
     describe_end(status, how, sizeof how);
     keeper->pid = 0;
-    if (keeper->ending || !keeper->was_up || mount_has_ended(keeper))
-        return exit_code(status);
+    if (is_the_end(keeper, status))
+        return end_code(keeper, status);
     bool failure = is_failure(keeper, status);
     keeper->failures = failure ? keeper->failures + 1 : 0;
     if (keeper->failures >= QF_KEEPER_FAILURES_MAX) {
@@ -369,7 +405,7 @@ static int reap(struct keeper *keeper)
     pid_t pid;
     /* All that it said before it died comes first. */
     struct pollfd said = {.fd = keeper->socket_fd, .events = POLLIN};
-    while (poll(&said, 1, 0) == 1)
+    for (int i = 0; i < QUEUE_MAX && poll(&said, 1, 0) == 1; i++)
         receive(keeper);
     while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
         if (pid == keeper->pid)
@@ -407,12 +443,10 @@ static int loop(struct keeper *keeper)
             else
                 wait_ms = (int)left;
         }
-        const struct kept_fd *kept =
-            keeper->pid == 0 ? find_fd(keeper, QF_NOTIFY_FUSE) : NULL;
         struct pollfd fds[] = {
             {.fd = keeper->signal_fd, .events = POLLIN},
             {.fd = keeper->socket_fd, .events = POLLIN},
-            {.fd = kept != NULL ? kept->fd : -1}, /* POLLERR: unmounted */
+            {.fd = keeper->pid == 0 ? fuse_fd(keeper) : -1}, /* POLLERR: unmounted */
         };
         if (poll(fds, 3, wait_ms) < 0 && errno != EINTR)
             return QF_EXIT_SYSTEM;
@@ -442,14 +476,14 @@ static int open_signals(struct keeper *keeper)
 /* What is left of the mount when there will be no daemon: readers get an error. */
 static void end_mount(struct keeper *keeper)
 {
-    if (!holds_mount(keeper))
-        return;
-    bool ended = mount_has_ended(keeper);
+    const char *mountpoint = keeper->options->mountpoint;
+    int rc = qf_kept_is_there(mountpoint, keeper->device, fuse_fd(keeper));
     drop_fds(keeper); /* nobody waits for an answer any more */
-    int rc = ended ? 0 : qf_mountpoint_unmount(keeper->options->mountpoint, true);
+    if (rc == 1)
+        rc = qf_mountpoint_unmount(mountpoint, true);
     if (rc != 0)
-        qf_log(QF_LOG_ERROR, "keeper: %s cannot be unmounted: %s",
-               keeper->options->mountpoint, strerror(-rc));
+        qf_log(QF_LOG_ERROR, "keeper: %s cannot be unmounted: %s", mountpoint,
+               strerror(-rc));
 }
 
 int qf_keeper_run(const struct qf_keeper_options *options)

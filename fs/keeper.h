@@ -30,8 +30,8 @@ struct qf_keeper_options {
 int qf_keeper_delay_ms(unsigned failures);
 
 /* Returns the exit code of the whole: that of the last daemon. Signals must be blocked
- * (qf_signals_block); SIGTERM and SIGINT end the daemon and then the keeper, SIGHUP,
- * SIGUSR1 and SIGUSR2 go to the daemon. */
+ * (qf_signals_block); SIGTERM and SIGINT end the daemon and then the keeper, whatever
+ * came before; SIGHUP, SIGUSR1 and SIGUSR2 go to the daemon. */
 int qf_keeper_run(const struct qf_keeper_options *options) QF_MUST_CHECK;
 
 #ifdef __cplusplus

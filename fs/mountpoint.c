@@ -28,14 +28,15 @@ static void unescape_octal(char *text)
     *to = '\0';
 }
 
-bool qf_mountpoint_find(const char *mountpoint, struct qf_mountpoint *out)
+/* How many lie there, the last one of them on top; *lies_there: one has this device. */
+static size_t look(const char *mountpoint, struct qf_mountpoint *top,
+                   const char *device, bool *lies_there)
 {
     FILE *file = fopen("/proc/self/mountinfo", "re");
     if (file == NULL)
-        return false;
+        return 0;
     char *line = NULL;
-    size_t capacity = 0;
-    bool found = false;
+    size_t capacity = 0, count = 0;
     while (getline(&line, &capacity, file) > 0) {
         struct qf_mountpoint mount = {.source = ""};
         char point[PATH_MAX];
@@ -47,13 +48,30 @@ bool qf_mountpoint_find(const char *mountpoint, struct qf_mountpoint *out)
         unescape_octal(point);
         unescape_octal(mount.source);
         if (strcmp(point, mountpoint) == 0) {
-            found = true; /* the last one is on top */
-            *out = mount;
+            count++;
+            *top = mount;
+            *lies_there |= strcmp(mount.device, device) == 0;
         }
     }
     free(line);
     fclose(file);
-    return found;
+    return count;
+}
+
+bool qf_mountpoint_find(const char *mountpoint, struct qf_mountpoint *out)
+{
+    bool lies_there = false;
+    return look(mountpoint, out, "", &lies_there) > 0;
+}
+
+int qf_mountpoint_holds(const char *mountpoint, const char *device)
+{
+    struct qf_mountpoint top;
+    bool lies_there = false;
+    size_t count = look(mountpoint, &top, device, &lies_there);
+    if (count > 0 && strcmp(top.device, device) == 0)
+        return 1;
+    return lies_there ? -EBUSY : 0;
 }
 
 /* realpath, but for the last component: a dead mount has none. Returns owned, or NULL.

@@ -20,6 +20,10 @@ struct qf_mountpoint {
 
 /* What is mounted there (an absolute path without links). False: nothing. */
 bool qf_mountpoint_find(const char *mountpoint, struct qf_mountpoint *out);
+/* Whether it is the mount of this device that lies there. 1: yes, on top; 0: no;
+ * -EBUSY: something else is mounted over it. The kernel gives the number of a mount
+ * that has ended to another one: ask about one that is alive. */
+int qf_mountpoint_holds(const char *mountpoint, const char *device) QF_MUST_CHECK;
 /* Unmounts a mount of ours whose daemon has died. Nothing is done to anything else. */
 int qf_mountpoint_clear(const char *mountpoint, struct qf_err *err) QF_MUST_CHECK;
 /* Refuses a mountpoint that is no directory, that has a mount of ours on it, or that

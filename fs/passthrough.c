@@ -41,7 +41,7 @@ struct qf_passthrough {
     char why[WHY_SIZE];
     struct qf_passthrough_device device;
     uint64_t opens;
-    bool restored; /* the kernel may have backing files of another daemon */
+    bool resumed; /* the kernel may have backing files of another daemon */
     struct inode *buckets[BUCKETS];
 };
 
@@ -156,7 +156,7 @@ static void try_device(qf_passthrough *pt)
         return;
     }
     pt->device.close(pt->device.arg, id);
-    if (pt->restored)
+    if (pt->resumed)
         close_leftovers(pt, id);
     pt->state = STATE_ON;
     pthread_cond_broadcast(&pt->answered);
@@ -230,12 +230,18 @@ static struct inode *enter(qf_passthrough *pt, uint64_t node, uint64_t generatio
     return *link;
 }
 
+void qf_passthrough_resume(qf_passthrough *pt)
+{
+    pthread_mutex_lock(&pt->lock);
+    pt->resumed = true;
+    pthread_mutex_unlock(&pt->lock);
+}
+
 int qf_passthrough_restore(qf_passthrough *pt, uint64_t node, uint64_t generation,
                            int backing)
 {
     bool fresh;
     pthread_mutex_lock(&pt->lock);
-    pt->restored = true;
     struct inode *inode = enter(pt, node, generation, &fresh);
     if (inode != NULL) {
         inode->opens++;

@@ -47,9 +47,11 @@ void qf_passthrough_ask(qf_passthrough *pt);
 void qf_passthrough_start(qf_passthrough *pt,
                           const struct qf_passthrough_device *device);
 
-/* Before the start: an inode that a daemon before this one has told the kernel to be
- * open, in this mode (a backing id, or 0). Backing files that were told to the kernel
- * and belong to no such inode are closed at the start. */
+/* Before the start: there was a daemon before this one. Backing files that it told the
+ * kernel of and that belong to no inode of qf_passthrough_restore are closed then. */
+void qf_passthrough_resume(qf_passthrough *pt);
+/* After that: an inode that the kernel was told to be open, in this mode (a backing id,
+ * or 0). */
 int qf_passthrough_restore(qf_passthrough *pt, uint64_t node, uint64_t generation,
                            int backing) QF_MUST_CHECK;
 

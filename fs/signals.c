@@ -36,12 +36,11 @@ void qf_signals_block(void)
     signal(SIGPIPE, SIG_IGN);
 }
 
-void qf_signals_unblock(void)
+bool qf_signals_end_pending(void)
 {
     sigset_t set;
-    our_signals(&set);
-    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    signal(SIGPIPE, SIG_DFL);
+    sigpending(&set);
+    return sigismember(&set, SIGTERM) == 1 || sigismember(&set, SIGINT) == 1;
 }
 
 void qf_signals_die(int signo)

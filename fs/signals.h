@@ -5,6 +5,8 @@
 #ifndef QF_FS_SIGNALS_H
 #define QF_FS_SIGNALS_H
 
+#include <stdbool.h>
+
 #include "base/err.h"
 
 #ifdef __cplusplus
@@ -23,12 +25,12 @@ struct qf_signals_ops {
 
 /* Before any thread is made: they inherit it. */
 void qf_signals_block(void);
-/* For a child that is to run another program. */
-void qf_signals_unblock(void);
 /* Calls the ops from a thread of their own. */
 int qf_signals_start(const struct qf_signals_ops *ops, qf_signals **out) QF_MUST_CHECK;
 /* Returns when no call is under way and none will come. NULL is allowed. */
 void qf_signals_stop(qf_signals *signals);
+/* Whether SIGTERM or SIGINT has come and nobody has taken it. */
+bool qf_signals_end_pending(void);
 /* As if there had been no handler: ends the process by this signal. Does not
  * return. */
 void qf_signals_die(int signal);

@@ -49,6 +49,7 @@ qf_need() {
         qf_want libcmocka-dev pkg-config --exists cmocka
         qf_want clang-format-14 qf_have clang-format-14
         qf_want python3 qf_have python3
+        qf_want file qf_have file # CPack asks it which files are programs
         qf_want mandoc qf_have mandoc
         qf_want zsh qf_have zsh
         qf_want fish qf_have fish
@@ -60,7 +61,7 @@ qf_need() {
         ;;
     loaders)
         qf_want python3-venv python3 -c 'import ensurepip, venv'
-        qf_want ca-certificates test -e /etc/ssl/certs
+        qf_want ca-certificates test -s /etc/ssl/certs/ca-certificates.crt
         ;;
     esac
 }

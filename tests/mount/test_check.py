@@ -100,6 +100,21 @@ class Check(qfmount.StoreCase):
         self.assertEqual(rc, 2)
         self.assertIn("policy.json: 'only' must be a list", err)
 
+    def test_odd_names(self):
+        """Text has nothing that a terminal takes for a command; JSON is UTF-8 whatever a
+        path holds, and Python has the path back from it."""
+        path = os.fsdecode(os.fsencode(self.store) + b"/m\xff\xc3\xa9")
+        S.write_llama(path)
+        S.write_json(f"{path}/quantfs.json", {"skip": ["no\x1b[2J"]})
+        rc, found, _ = check_json("--view", "nf4", path)
+        self.assertEqual((rc, found["models"][0]["path"]), (0, path))
+        (view, ) = found["models"][0]["views"]
+        self.assertEqual(view["unmatched"], [{"setting": "skip", "pattern": "no\x1b[2J"}])
+        os.rename(path, f"{self.store}/m")
+        rc, out, _ = check("--view", "nf4", f"{self.store}/m")
+        self.assertEqual(rc, 0)
+        self.assertIn("'no?[2J' of skip matches no module", out)
+
     def test_errors(self):
         os.makedirs(f"{self.store}/empty")
         S.write(f"{self.store}/bare/model.safetensors", b"x")

@@ -265,6 +265,23 @@ class Reshard(Case):
                                  "--against", f"{self.store}/p")
         self.assertEqual(rc, 0, err)
 
+    def test_named_by_its_config(self):
+        """A config.json that names the weights itself would not find new files."""
+        index = "model.safetensors.index.json"
+        for shards, name in ((1, None), (1, "weights.safetensors"), (2, None), (2, index)):
+            with self.subTest(shards=shards, name=name):
+                model = f"{self.store}/{shards}{name}"
+                S.write_llama(model, hidden=128, vocab=64, shards=shards,
+                              config={"transformers_weights": name} if name else {})
+                if name == "weights.safetensors":
+                    os.rename(f"{model}/model.safetensors", f"{model}/{name}")
+                out = f"{self.dir}/out{shards}{name}"
+                self.export("--max-shard-size", "20KB", path=model, out=out)
+                self.assertNotEqual(os.path.getsize(f"{out}/config.json"),
+                                    os.path.getsize(f"{model}/config.json"))
+                whole = sorted(os.listdir(out)) == sorted(os.listdir(model))
+                self.assertEqual(whole, name is not None, os.listdir(out))
+
     def test_collision(self):
         """Two weight sets that would have the same new names."""
         S.write_llama(f"{self.store}/m", hidden=128, vocab=64, shards=2)

@@ -133,6 +133,8 @@ class Read(qfmount.StoreCase):
                                    read_ahead_kb=kb) as m:
                     dev = os.stat(m.path("nf4")).st_dev  # answered: INIT is, too
                     path = f"/sys/class/bdi/{os.major(dev)}:{os.minor(dev)}/read_ahead_kb"
+                    if not os.access(path, os.W_OK):
+                        self.skipTest("/sys is read-only here")
                     self.assertEqual(int(S.read_file(path)), kb, passthrough)
 
     def test_options_do_not_change_bytes(self):

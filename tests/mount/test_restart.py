@@ -17,56 +17,7 @@ import time
 
 import qfmount
 import qfstore as S
-
-SHARD = "nf4/m/model.safetensors"
-
-
-def wait_for(what, seconds=60):
-    """The first true value of what(), or its last one."""
-    end = time.monotonic() + seconds
-    while not (value := what()) and time.monotonic() < end:
-        time.sleep(0.01)
-    return value
-
-
-def detach_unserved(path):
-    """Unmounts without a look at what is mounted, which nobody would answer."""
-    if ctypes.CDLL(None, use_errno=True).umount2(path.encode(), 2) != 0:
-        raise OSError(ctypes.get_errno(), "umount2")
-
-
-def drop(fd):
-    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-
-
-class RestartCase(qfmount.StoreCase):
-    def setUp(self):
-        super().setUp()
-        self.write("")
-        self.cache = f"{self.dir}/cache"
-        with qfmount.Mount(self.store, cache="none") as m:
-            self.want = S.read_file(m.path(SHARD))
-
-    def write(self, seed):
-        S.write_llama(f"{self.store}/m", hidden=1032, inter=2056, vocab=16, seed=seed)
-
-    def mount(self, **options):
-        return qfmount.Mount(self.store, cache=self.cache,
-                             **{"restart": "keeper", **options})
-
-    def end_daemon(self, m, signo=signal.SIGKILL):
-        """Ends the daemon; returns when the next one answers."""
-        pid = m.status()["pid"]
-        os.kill(pid, signo)
-        self.assertTrue(wait_for(lambda: m.status()["pid"] != pid))
-
-    def assertLogged(self, m, text):
-        if not wait_for(lambda: text in m.log()):
-            self.fail(f"'{text}' is not in the log:\n{m.log()}")
-
-    def read_anew(self):
-        with qfmount.Mount(self.store, cache="none") as other:
-            return S.read_file(other.path(SHARD))
+from restart_case import RestartCase, SHARD, await_open, detach_unserved, drop, wait_for
 
 
 class Keeper(RestartCase):
@@ -380,7 +331,7 @@ class Manager(RestartCase):
             elif "FDSTORE" not in lines:
                 return lines
 
-    def start(self):
+    def start(self, **options):
         """The daemon, with what is in the store as 3, 4, … and in the environment."""
         names = list(self.fds)
         env = {**os.environ, "NOTIFY_SOCKET": self.path, "LISTEN_FDS": str(len(names)),
@@ -394,7 +345,9 @@ class Manager(RestartCase):
                    "os.execv(sys.argv[1], sys.argv[1:])"]
         process = subprocess.Popen(
             [sys.executable, "-c", "\n".join(script), qfmount.binary(), "mount", "-f", "-o",
-             f"restart=systemd,cache={self.cache}", self.store, self.mnt],
+             ",".join([f"restart=systemd,cache={self.cache}",
+                       *(f"{k}={v}" for k, v in options.items())]),
+             self.store, self.mnt],
             env=env, pass_fds=high, stderr=subprocess.PIPE)
         for fd in high:
             os.close(fd)
@@ -443,6 +396,34 @@ class Manager(RestartCase):
         daemon.terminate()
         self.assertEqual(self.take(), {"STOPPING": "1"})
         self.assertEqual(daemon.wait(60), 0)
+        self.assertEqual(self.fds, {})
+        self.assertFalse(qfmount.mounted(self.mnt))
+
+    def test_told_to_end(self):
+        """After SIGUSR2, and at the start of a daemon that is to go on: the mount and what
+        the manager has of it go."""
+        daemon = self.started()
+        daemon.send_signal(signal.SIGSTOP)
+        daemon.send_signal(signal.SIGUSR2)
+        daemon.terminate()
+        daemon.send_signal(signal.SIGCONT)
+        self.assertIn("STATUS", self.take())
+        self.assertEqual(self.take(), {"STOPPING": "1"})
+        self.assertEqual(daemon.wait(60), 0)
+        self.assertEqual(self.fds, {})
+        self.assertFalse(qfmount.mounted(self.mnt))
+        daemon = self.started()
+        daemon.kill()
+        daemon.wait()
+        policy = f"{self.dir}/policy"
+        os.mkfifo(policy)
+        daemon = self.start(policy=policy)
+        await_open(daemon.pid)
+        daemon.terminate()
+        self.assertEqual(self.take(), {"STOPPING": "1"})
+        self.assertEqual(daemon.wait(60), -signal.SIGTERM)
+        self.socket.settimeout(0.5)
+        self.assertRaises(TimeoutError, self.take)
         self.assertEqual(self.fds, {})
         self.assertFalse(qfmount.mounted(self.mnt))
 

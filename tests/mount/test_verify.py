@@ -166,6 +166,64 @@ class Equal(Verify):
         self.assertEqual(self.problems(got), {"missing": 1})
         self.assertEqual([d["tensor"] for d in got["differences"]], [norms[0]])
 
+    def test_component_of_a_pipeline(self):
+        """A pipeline without one of its components is not whole."""
+        for part, cls in (("unet", "UNet2DConditionModel"), ("vae", "AutoencoderKL")):
+            S.write_json(f"{self.model}/{part}/config.json", {"_class_name": cls})
+            S.write_shard(f"{self.model}/{part}/diffusion_pytorch_model.safetensors",
+                          [(f"mid_block.attentions.0.to_{x}.weight", "F16", [64, 64])
+                           for x in "qkv"])
+        S.write_json(f"{self.model}/model_index.json", {"_class_name": "StableDiffusion"})
+        for part in ("vae", "unet"):
+            self.export("nf4")
+            self.expect_equal()
+            shutil.rmtree(f"{self.out}/{part}")
+            got = self.verify(code=3)
+            self.assertEqual(self.problems(got), {"missing": 1})
+            self.assertEqual([d["tensor"] for d in got["differences"]], [part])
+            rc, out, _ = qfmount.run("verify", "-o", f"cache={self.cache}", self.out,
+                                     "--against", self.model)
+            self.assertEqual((rc, out.splitlines()[0]), (3, f"{part} is missing"))
+
+    def test_only_in_the_source(self):
+        """Another directory of weights may be another model: that it was not looked at is
+        said, with a name that a terminal stands."""
+        S.write_llama(self.model)
+        S.write_shard(f"{self.model}/2_Dense\x1b[31m/model.safetensors",
+                      [("w", "F32", [9, 9])])
+        self.export("nf4")
+        self.expect_equal()
+        shutil.rmtree(f"{self.out}/2_Dense\x1b[31m")
+        rc, out, err = qfmount.run("verify", "-q", "--json", "-o", f"cache={self.cache}",
+                                   self.out, "--against", self.model)
+        self.assertEqual((rc, json.loads(out)["equal"]), (0, True))
+        self.assertEqual(err, "quantfs verify: not compared, it is in the source only: "
+                         "2_Dense?[31m\n")
+
+    def test_file_of_a_plain_directory(self):
+        """Without a model files are compared by name; one that is not there is missing."""
+        for name in ("a", "b"):
+            S.write_shard(f"{self.model}/{name}.safetensors", [(name, "F32", [9, 9])])
+        shutil.copytree(self.model, self.out)
+        self.expect_equal()
+        os.unlink(f"{self.out}/b.safetensors")
+        got = self.verify(code=3)
+        self.assertEqual([(d["problem"], d["tensor"]) for d in got["differences"]],
+                         [("missing", "b.safetensors")])
+
+    def test_names_in_text(self):
+        """A tensor's name may hold what a terminal takes for a command; JSON has it as it
+        is."""
+        S.write_llama(self.model)
+        self.export("nf4")
+        name = "w\x1b[2J\u009b\n"
+        self.rewrite(lambda tensors: tensors.update({name: ("F32", [2], bytes(8))}))
+        got = self.verify(code=3)
+        self.assertEqual([d["tensor"] for d in got["differences"]], [name])
+        rc, out, _ = qfmount.run("verify", "-o", f"cache={self.cache}", self.out,
+                                 "--against", self.model)
+        self.assertEqual((rc, out.splitlines()[0]), (3, "w?[2J?? is in the checkpoint only"))
+
     def test_long_words(self):
         """What a checkpoint says of itself may be anything."""
         S.write_llama(self.model)

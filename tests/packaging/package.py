@@ -7,9 +7,9 @@ import subprocess
 BUILD = os.environ["QUANTFS_BUILD"]
 
 
-def sh(*command, **more):
+def sh(*command, timeout=1800, **more):
     """stdout of a command that must succeed."""
-    done = subprocess.run(command, capture_output=True, text=True, timeout=1800,
+    done = subprocess.run(command, capture_output=True, text=True, timeout=timeout,
                           stdin=subprocess.DEVNULL, **more)
     assert done.returncode == 0, (command, done.returncode, done.stdout[-4000:],
                                   done.stderr[-4000:])

@@ -1,11 +1,13 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """A fresh Debian 12 (debootstrap), as its administrator would use it: the .deb installs,
-`mount -a` mounts from fstab, umount, upgrade, purge leaves nothing; and README's first
-command works in a fresh clone. Needs root, debootstrap, git and Debian's mirror; minutes.
+`mount -a` mounts from fstab, umount, upgrade, purge leaves nothing; and README's two
+commands work in a fresh clone. Needs root, debootstrap, git and Debian's mirror; minutes.
 
-QUANTFS_MIRROR: another mirror. QUANTFS_ROOT: a folder with a Debian 12 to copy instead."""
+QUANTFS_MIRROR: another mirror. QUANTFS_ROOT: a folder with a Debian 12 to copy instead.
+QUANTFS_TIER: what ./test.sh is asked for (short; "default": no argument, an hour or two)."""
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +17,8 @@ from package import make, sh
 
 MARK = "QUANTFS_IN_NAMESPACE"
 SOURCE = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+TIER = os.environ.get("QUANTFS_TIER", "short")
+TIER_S = 3 * 3600
 FSTAB = "/srv/models /srv/quantized quantfs defaults,nofail,_netdev,allow_other,views=nf4:int8 0 0\n"
 
 
@@ -31,18 +35,38 @@ class FreshDebian(unittest.TestCase):
             mirror = os.environ.get("QUANTFS_MIRROR")
             sh("debootstrap", "--variant=minbase", "bookworm", cls.root,
                *([mirror] if mirror else []))
+        sh("mount", "--bind", cls.root, cls.root)  # tests mount: "/" is to be a mount
         shutil.copy("/etc/resolv.conf", f"{cls.root}/etc/resolv.conf")
         sh("mount", "-t", "proc", "proc", f"{cls.root}/proc")
         sh("mount", "-t", "sysfs", "-o", "ro", "sysfs", f"{cls.root}/sys")
         sh("mknod", "-m", "666", f"{cls.root}/dev/fuse", "c", "10", "229")
+        for kind, name in (("devpts", "pts"), ("tmpfs", "shm")):
+            os.makedirs(f"{cls.root}/dev/{name}", exist_ok=True)
+            sh("mount", "-t", kind, kind, f"{cls.root}/dev/{name}")
         os.makedirs(f"{cls.root}/srv/admin")
+        cls.pip = {k: cls.shown(k, v) for k, v in os.environ.items()
+                   if k.startswith("PIP_")}
         cls.inside("apt-get", "update")
 
     @classmethod
-    def inside(cls, *command):
+    def shown(cls, name, value):
+        """A setting of pip's; a path of ours is then one in there with the same contents."""
+        path = f"/srv/pip/{name}"
+        if not os.path.exists(value):
+            return value
+        os.makedirs(os.path.dirname(cls.root + path), exist_ok=True)
+        if os.path.isdir(value):
+            os.mkdir(cls.root + path)
+            sh("mount", "--bind", value, cls.root + path)
+        else:
+            shutil.copy(value, cls.root + path)
+        return path
+
+    @classmethod
+    def inside(cls, *command, **more):
         env = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/srv/admin",
                "DEBIAN_FRONTEND": "noninteractive", "LC_ALL": "C.UTF-8"}
-        return sh("chroot", cls.root, *command, env=env)
+        return sh("chroot", cls.root, *command, env=env | more.pop("env", {}), **more)
 
     def files(self):
         out = self.inside("find", "/usr", "/etc", "/lib", "/var/cache", "/srv", "-xdev",
@@ -83,15 +107,23 @@ class FreshDebian(unittest.TestCase):
         self.assertEqual(subprocess.run(["chroot", self.root, "dpkg", "-s", "quantfs"],
                                         capture_output=True).returncode, 1)
 
-    def test_quickstart(self):
-        """README's first command, in a fresh clone."""
-        self.inside("apt-get", "install", "-y", "--no-install-recommends", "ca-certificates")
-        sh("git", "clone", "-q", "--no-hardlinks", SOURCE, f"{self.root}/srv/clone")
-        out = self.inside("sh", "-c", "cd /srv/clone && ./quickstart.sh")
+    def test_readme(self):
+        """README's two commands, in a fresh clone where a stranger would have it."""
+        sh("git", "clone", "-q", "--no-hardlinks", SOURCE, f"{self.root}/srv/admin/quantfs")
+        out = self.inside("sh", "-c", "cd ~/quantfs && ./quickstart.sh")
         self.assertRegex(out, r"(?m)^  nf4 +[0-9.]+MB")
-        self.assertIn('from_pretrained("/srv/admin/quantfs/nf4/llama-demo")', out)
-        self.inside("sha256sum", "/srv/admin/quantfs/nf4/llama-demo/config.json")
-        self.inside("/srv/clone/build/release/cli/quantfs", "umount", "/srv/admin/quantfs")
+        views = "/srv/admin/quantfs-views"  # not over the clone
+        self.assertIn(f'from_pretrained("{views}/nf4/llama-demo")', out)
+        self.inside("sha256sum", f"{views}/nf4/llama-demo/config.json")
+        again = self.inside("sh", "-c", "cd ~/quantfs && ./quickstart.sh")
+        self.assertIn(f"{views} is mounted already", again)
+        command, = re.findall(r"(?m)^To unmount:  (.*)$", out)
+        self.inside("sh", "-c", command)
+        tier = "" if TIER == "default" else TIER
+        out = self.inside("sh", "-c", f"cd ~/quantfs && ./test.sh {tier}", env=self.pip,
+                          timeout=TIER_S)
+        print("\n".join(out.splitlines()[-20:]))
+        self.assertRegex(out.splitlines()[-1], r"^\d+ passed, 0 failed, \d+ skipped$")
 
 
 def enter():

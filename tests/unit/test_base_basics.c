@@ -64,6 +64,32 @@ static void test_buf_json(void **state)
     free(json);
 }
 
+/* Bytes that are no UTF-8 are told from all other text, and none is lost. */
+static void test_buf_json_not_utf8(void **state)
+{
+    (void)state;
+    static const struct {
+        const char *text, *json;
+    } cases[] = {
+        {"\xff", "\"\\udcff\""},
+        {"a\x80z", "\"a\\udc80z\""},
+        {"\xc3", "\"\\udcc3\""},       /* cut off */
+        {"\xc3\"", "\"\\udcc3\\\"\""}, /* by a quote */
+        {"\xe2\x82\xac\xe2\x82", "\"\xe2\x82\xac\\udce2\\udc82\""},
+        {"\xc0\xaf", "\"\\udcc0\\udcaf\""},            /* too long */
+        {"\xed\xb3\xbf", "\"\\udced\\udcb3\\udcbf\""}, /* a surrogate */
+        {"\xf4\x8f\xbf\xbf", "\"\xf4\x8f\xbf\xbf\""},
+        {"\xf4\x90\x80\x80", "\"\\udcf4\\udc90\\udc80\\udc80\""},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct qf_buf buf = {0};
+        qf_buf_append_json(&buf, cases[i].text, strlen(cases[i].text));
+        char *json = qf_buf_take(&buf, NULL);
+        assert_string_equal(json, cases[i].json);
+        free(json);
+    }
+}
+
 static void test_dtypes(void **state)
 {
     (void)state;
@@ -189,6 +215,7 @@ int main(void)
                                        cmocka_unit_test(test_buf),
                                        cmocka_unit_test(test_buf_failure),
                                        cmocka_unit_test(test_buf_json),
+                                       cmocka_unit_test(test_buf_json_not_utf8),
                                        cmocka_unit_test(test_dtypes),
                                        cmocka_unit_test(test_torch_names),
                                        cmocka_unit_test(test_bytes),

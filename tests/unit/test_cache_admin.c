@@ -9,24 +9,6 @@
 #include "cache/admin.h"
 #include "support/tmpdir.h"
 
-static void origin_put(qf_store *store, uint64_t origin, uint64_t number, size_t size)
-{
-    unsigned char *data = malloc(size + 1);
-    assert_non_null(data);
-    value_fill(data, size, number);
-    qf_store_put(store, value_key(number), origin, data, size, value_done, data);
-}
-
-static int origin_file(qf_store *store, uint64_t origin, uint64_t number, size_t size)
-{
-    qf_store_draft *draft;
-    int rc = qf_store_file_begin(store, file_key(number), origin, size, &draft);
-    if (rc != 0)
-        return rc;
-    assert_int_equal(append_all(store, draft, number, size), 0);
-    return qf_store_file_commit(store, draft, NULL, 0);
-}
-
 static int try_existing(const char *dir, qf_store **store, struct qf_err *err)
 {
     const struct qf_store_lmdb_options options = {.dir = dir, .existing = true};

@@ -3,13 +3,13 @@
  * disk. */
 #include "test_cache_sealed.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 
 #include "base/log.h"
+#include "support/mounts.h"
 #include "support/tmpdir.h"
 
 /* ---- one process ---- */
@@ -502,12 +502,6 @@ static void test_no_room_in_append(void **state)
     assert_true(file_found(store, 2, 2 * MIB));
     qf_store_close(store);
     tmpdir_remove(dir);
-}
-
-static bool own_mounts(void)
-{
-    return geteuid() == 0 && unshare(CLONE_NEWNS) == 0 &&
-           mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
 }
 
 static void test_full_disk(void **state)

@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <pthread.h>
-#include <sched.h>
 #include <semaphore.h>
 #include <sys/mount.h>
 #include <sys/wait.h>
@@ -14,6 +13,7 @@
 #include "base/log.h"
 #include "cache/lmdb_check.h"
 #include "cache/lmdb_dir.h"
+#include "support/mounts.h"
 #include "support/tmpdir.h"
 
 static void test_put_get_persist(void **state)
@@ -354,12 +354,6 @@ static void test_limit_range(void **state)
     assert_true(d.bytes_limit >= QF_CACHE_SIZE_MIN);
     qf_lmdb_dir_close(&d);
     tmpdir_remove(dir);
-}
-
-static bool own_mounts(void)
-{
-    return geteuid() == 0 && unshare(CLONE_NEWNS) == 0 &&
-           mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) == 0;
 }
 
 static void test_read_only(void **state)

@@ -74,14 +74,20 @@ static inline int append_all(qf_store *store, qf_store_draft *draft, uint64_t nu
     return rc;
 }
 
-static inline int make_file(qf_store *store, uint64_t number, size_t size)
+static inline int origin_file(qf_store *store, uint64_t origin, uint64_t number,
+                              size_t size)
 {
     qf_store_draft *draft;
-    int rc = qf_store_file_begin(store, file_key(number), 0, size, &draft);
+    int rc = qf_store_file_begin(store, file_key(number), origin, size, &draft);
     if (rc != 0)
         return rc;
     assert_int_equal(append_all(store, draft, number, size), 0);
     return qf_store_file_commit(store, draft, NULL, 0);
+}
+
+static inline int make_file(qf_store *store, uint64_t number, size_t size)
+{
+    return origin_file(store, 0, number, size);
 }
 
 static inline bool fd_has(int fd, uint64_t number, size_t size)

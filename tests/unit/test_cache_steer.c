@@ -2,7 +2,6 @@
 /* What an administrator asks of eviction: pins, and room on the filesystem. */
 #include "test_cache_sealed.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <sys/mount.h>
 #include <sys/statvfs.h>
@@ -11,34 +10,17 @@
 #include "base/limits.h"
 #include "base/log.h"
 #include "cache/admin.h"
+#include "support/mounts.h"
 #include "support/tmpdir.h"
 
 enum { SIZE = 100000 };
-
-static void origin_put(qf_store *store, uint64_t origin, uint64_t number)
-{
-    unsigned char *data = malloc(SIZE);
-    assert_non_null(data);
-    value_fill(data, SIZE, number);
-    qf_store_put(store, value_key(number), origin, data, SIZE, value_done, data);
-}
-
-static int origin_file(qf_store *store, uint64_t origin, uint64_t number, size_t size)
-{
-    qf_store_draft *draft;
-    int rc = qf_store_file_begin(store, file_key(number), origin, size, &draft);
-    if (rc != 0)
-        return rc;
-    assert_int_equal(append_all(store, draft, number, size), 0);
-    return qf_store_file_commit(store, draft, NULL, 0);
-}
 
 /* Puts `count` values, waiting now and then; returns how many of them are there. */
 static unsigned churn(qf_store *store, uint64_t origin, uint64_t from, unsigned count)
 {
     unsigned there = 0;
     for (unsigned i = 0; i < count; i++) {
-        origin_put(store, origin, from + i);
+        origin_put(store, origin, from + i, SIZE);
         if (i % 8 == 7)
             qf_store_flush(store);
     }
@@ -119,7 +101,7 @@ static void test_all_pinned(void **state)
     qf_store *store = lmdb_open(dir, TEST_LIMIT);
     uint64_t keep = qf_store_origin(store, "nf4", "/m", "keep");
     uint64_t other = qf_store_origin(store, "nf4", "/m", "other");
-    origin_put(store, keep, 0);
+    origin_put(store, keep, 0, SIZE);
     qf_store_flush(store);
     assert_int_equal(qf_admin_pin(store, keep, true), 0);
     unsigned there = churn(store, keep, 0, 400);
@@ -268,9 +250,7 @@ static void on_small_disk(void (*test)(const char *disk))
     if (pid == 0) {
         char size[32];
         snprintf(size, sizeof size, "size=%dm", DISK);
-        if (unshare(CLONE_NEWNS) != 0 ||
-            mount("none", "/", NULL, MS_REC | MS_PRIVATE, NULL) != 0 ||
-            mount("none", disk, "tmpfs", 0, size) != 0)
+        if (!own_mounts() || mount("none", disk, "tmpfs", 0, size) != 0)
             _exit(77);
         test(disk);
         _exit(0);

@@ -44,12 +44,18 @@ static inline void value_done(void *arg, bool lasting)
     free(arg);
 }
 
-static inline void value_put(qf_store *store, uint64_t number, size_t size)
+static inline void origin_put(qf_store *store, uint64_t origin, uint64_t number,
+                              size_t size)
 {
     unsigned char *data = malloc(size + 1);
     assert_non_null(data);
     value_fill(data, size, number);
-    qf_store_put(store, value_key(number), 0, data, size, value_done, data);
+    qf_store_put(store, value_key(number), origin, data, size, value_done, data);
+}
+
+static inline void value_put(qf_store *store, uint64_t number, size_t size)
+{
+    origin_put(store, 0, number, size);
 }
 
 /* Whether the value is found; if so it must be the right one. */

@@ -394,6 +394,7 @@ static void test_restore(void **state)
     for (int id = 1; id <= 4; id++)
         assert_int_equal(device_open(&d, 9), id);
     d.calls = 0;
+    qf_passthrough_resume(pt);
     assert_int_equal(qf_passthrough_restore(pt, 10, 1, 2), 0);
     assert_int_equal(qf_passthrough_restore(pt, 10, 1, 2), 0);
     assert_int_equal(qf_passthrough_restore(pt, 11, 1, 4), 0);
@@ -417,6 +418,23 @@ static void test_restore(void **state)
     assert_true(qf_passthrough_open(pt, 12, 1, 5) > 0);
     qf_passthrough_release(pt, 12, 1);
     qf_passthrough_free(pt);
+}
+
+/* Nothing is open any more: what it has left backs nothing. */
+static void test_resume_without_opens(void **state)
+{
+    (void)state;
+    struct device d;
+    for (int resumed = 0; resumed < 2; resumed++) {
+        qf_passthrough *pt = begin(&d, false);
+        for (int id = 1; id <= 3; id++)
+            assert_int_equal(device_open(&d, 9), id);
+        if (resumed != 0)
+            qf_passthrough_resume(pt);
+        start(pt, &d);
+        assert_int_equal(open_count(&d), resumed != 0 ? 0 : 3);
+        qf_passthrough_free(pt);
+    }
 }
 
 static void test_init_reply(void **state)
@@ -497,6 +515,7 @@ int main(void)
         cmocka_unit_test(test_asking),
         cmocka_unit_test(test_unique),
         cmocka_unit_test(test_restore),
+        cmocka_unit_test(test_resume_without_opens),
         cmocka_unit_test(test_init_request),
         cmocka_unit_test(test_init_reply),
         cmocka_unit_test(test_open_reply),

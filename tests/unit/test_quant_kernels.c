@@ -351,7 +351,7 @@ static void test_measure(void **state)
             size_t others =
                 casts == 0 ? 0 : (d == QF_F32 ? 2 : 1) + 3 + QF_SCALED_COUNT - 1;
             assert_int_equal(qf_measure_kernels(&o, (enum qf_dtype)d, rows, &count), 0);
-            assert_int_equal(count, 1 + isas * (7 + others));
+            assert_int_equal(count, 1 + isas * (4 + others));
             assert_int_equal(rows[0].what, QF_MEASURE_MEMCPY);
             assert_null(rows[0].isa);
             assert_string_equal(rows[1].isa, qf_isa_name(qf_isa_detect()));
