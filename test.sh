@@ -179,6 +179,7 @@ test_loaders() {
         rm -f "$logs/matrix.json"
         with_libraries matrix tests/matrix/run.py --results "$logs/matrix.json"
         make_matrix
+        with_libraries llama_cpp tests/loaders/llama_cpp_views.py
     fi
 }
 
