@@ -96,6 +96,8 @@ static int plan_codecs(struct splitter *s)
     int rc = 0;
     for (int i = 0; i < QF_CODEC_COUNT && rc == 0; i++) {
         struct qf_codec_spec spec = qf_codec_default((enum qf_codec)i, QF_F32);
+        if (qf_codec_info(spec.codec)->family == QF_FAMILY_GGUF)
+            continue; /* no tensors of safetensors files */
         rc = qf_codec_plan(&spec, QF_F32, shape, false, &s->codecs[i], NULL);
     }
     return rc;
@@ -112,7 +114,8 @@ static bool weight_of(const char *name, const struct qf_plan *plan, char *weight
 {
     const struct qf_part *codes = qf_plan_part(plan, QF_PART_CODES);
     strcpy(weight, name);
-    if (!ends_with(name, codes->strip != 0 ? codes->suffix : ".weight"))
+    if (codes == NULL ||
+        !ends_with(name, codes->strip != 0 ? codes->suffix : ".weight"))
         return false;
     if (codes->strip != 0)
         strcpy(weight + strlen(name) - strlen(codes->suffix), "weight");
