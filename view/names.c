@@ -18,13 +18,6 @@ bool qf_view_is_default(enum qf_codec codec)
     return family == QF_FAMILY_BNB_4BIT || family == QF_FAMILY_BNB_INT8;
 }
 
-void qf_view_append_codecs(struct qf_buf *out)
-{
-    for (int i = 0; i < QF_CODEC_COUNT; i++)
-        qf_buf_appendf(out, "%s%s", i != 0 ? ", " : "",
-                       qf_codec_name((enum qf_codec)i));
-}
-
 /* What settings of a name have been understood so far. */
 struct reading {
     struct qf_view *view;
@@ -39,6 +32,20 @@ struct reading {
 
 /* ---- reading ---- */
 
+/* GGUF files have codecs, and no views yet. */
+static bool has_views(enum qf_codec codec)
+{
+    return qf_codec_info(codec)->family != QF_FAMILY_GGUF;
+}
+
+void qf_view_append_codecs(struct qf_buf *out)
+{
+    for (int i = 0; i < QF_CODEC_COUNT; i++)
+        if (has_views((enum qf_codec)i))
+            qf_buf_appendf(out, "%s%s", i != 0 ? ", " : "",
+                           qf_codec_name((enum qf_codec)i));
+}
+
 static bool find_codec(const char *name, size_t size, enum qf_codec *out)
 {
     char text[32];
@@ -46,7 +53,7 @@ static bool find_codec(const char *name, size_t size, enum qf_codec *out)
         return false;
     memcpy(text, name, size);
     text[size] = '\0';
-    return qf_codec_from_name(text, out);
+    return qf_codec_from_name(text, out) && has_views(*out);
 }
 
 static int refuse_key(const struct qf_setting_piece *piece, enum qf_codec codec,

@@ -118,7 +118,8 @@ static bool weight_of(const char *name, const struct qf_plan *plan, char *weight
 {
     const struct qf_part *codes = qf_plan_part(plan, QF_PART_CODES);
     strcpy(weight, name);
-    if (!ends_with(name, codes->strip != 0 ? codes->suffix : ".weight"))
+    if (codes == NULL ||
+        !ends_with(name, codes->strip != 0 ? codes->suffix : ".weight"))
         return false;
     if (codes->strip != 0)
         strcpy(weight + strlen(name) - strlen(codes->suffix), "weight");

@@ -266,6 +266,16 @@ class Equal(Verify):
                 b'"blocksize": ' + size, b'"blocksize": 64', 1))
         self.expect_equal()
 
+    def test_other_formats(self):
+        """Of TorchAO and others: told, not compared."""
+        S.write_llama(self.model)
+        for view, said in (("ao-int8wo", "quantized by torchao, not by bitsandbytes"),
+                           ("ct-fp8", "quantized by compressed-tensors, not by")):
+            self.export(view)
+            self.assertIn(said, self.verify(code=2))
+            self.assertIn("formats of bitsandbytes alone",
+                          self.verify("--view", view, code=2))
+
     def test_view_given(self):
         """--view says what it should be."""
         S.write_llama(self.model)
