@@ -16,6 +16,7 @@
 #include "quant/kernels.h"
 #include "quant/kernels_impl.h"
 #include "quant/measure.h"
+#include "quant/scales.h"
 #include "quant/tables.h"
 
 static const struct qf_kernels *k;
@@ -255,6 +256,88 @@ static bool stop_after(void *arg)
     return (*left)-- == 0;
 }
 
+/* What a group of one codec becomes: its stored scale (widened) and up to 8 codes. */
+static void scaled_group(enum qf_codec codec, enum qf_dtype dtype, const float *x,
+                         size_t n, float *scale, uint8_t *codes)
+{
+    struct qf_codec_spec spec = qf_codec_default(codec, dtype);
+    uint32_t src[8], stored = 0;
+    float absmax = 0, factor;
+    k->cast[QF_F32][dtype](x, n, src);
+    k->group_absmax[dtype](src, n, n, &absmax);
+    qf_scale_store(&spec, &absmax, 1, &stored);
+    qf_scale_factors(&spec, &absmax, 1, &factor);
+    bool narrow = qf_codec_info(codec)->family == QF_FAMILY_COMPRESSED_TENSORS;
+    k->cast[narrow ? dtype : QF_F32][QF_F32](&stored, 1, scale);
+    k->scaled[qf_codec_info(codec)->scaled][dtype](src, n, n, &factor, codes);
+}
+
+static void check_group(enum qf_codec codec, enum qf_dtype dtype, const float x[8],
+                        float want, const uint8_t want_codes[8])
+{
+    float scale;
+    uint8_t codes[8] = {0};
+    scaled_group(codec, dtype, x, 8, &scale, codes);
+    assert_true(scale == want);
+    assert_memory_equal(codes, want_codes, sizeof codes); /* 4 bits: and zeros */
+}
+
+static void test_scaled(void **state)
+{
+    (void)state;
+    const float x[8] = {-127.5f, 1.5f, 2.5f, -0.0f, 0, -0.5f, 0.75f, 127.5f};
+    const uint8_t i8[8] = {0x80, 2, 2, 0, 0, 0, 1, 0x7f};
+    const uint8_t packed[8] = {0, 0x82, 0x82, 0x80, 0x80, 0x80, 0x81, 0xff};
+    check_group(QF_CODEC_AO_INT8WO, QF_F32, x, 1, i8);
+    check_group(QF_CODEC_CT_W8A8, QF_BF16, x, 1, i8);
+    check_group(QF_CODEC_CT_W8A16, QF_F16, x, 1, packed);
+    const float y[8] = {-7.5f, 1.5f, 2.5f, 7.5f, 0, -0.5f, -1.5f, 0.75f};
+    const uint8_t i4[8] = {0xa0, 0xfa, 0x88, 0x96};
+    check_group(QF_CODEC_CT_W4A16, QF_F32, y, 1, i4);
+    /* Halves of the last place of 1, of the smallest normal and of a denormal. */
+    const float f[8] = {448,       1.0625f,   1.1875f,    -0x1p-9f,
+                        -0x1p-10f, 0x1.8p-9f, 0x1.9p-10f, 0x1.fp-7f};
+    const uint8_t e4m3[8] = {0x7e, 0x38, 0x3a, 0x81, 0x80, 0x02, 0x01, 0x08};
+    check_group(QF_CODEC_AO_FLOAT8WO, QF_F32, f, 1, e4m3);
+    check_group(QF_CODEC_CT_FP8, QF_BF16, f, 1, e4m3);
+    check_group(QF_CODEC_FP8, QF_F32, f, 1, e4m3);
+    const float g[8] = {-57344,   1.125f,     1.375f,     0x1p-17f,
+                        0x1p-16f, 0x1.8p-16f, 0x1.9p-17f, -0x1.fp-15f};
+    const uint8_t e5m2[8] = {0xfb, 0x3c, 0x3e, 0, 1, 2, 1, 0x84};
+    check_group(QF_CODEC_AO_FLOAT8WO_E5M2, QF_F32, g, 1, e5m2);
+}
+
+/* What the libraries leave to chance: see quant/scales.h. */
+static void test_scaled_specials(void **state)
+{
+    (void)state;
+    static const uint8_t zeros[8], middle[8] = {128, 128, 128, 128, 128, 128, 128, 128};
+    static const float zero[8];
+    check_group(QF_CODEC_AO_INT8WO, QF_BF16, zero, 0x1p-23f, zeros);
+    check_group(QF_CODEC_AO_FLOAT8WO, QF_BF16, zero, 1, zeros);
+    check_group(QF_CODEC_FP8, QF_BF16, zero, 1, zeros);
+    check_group(QF_CODEC_CT_FP8, QF_F16, zero, 0x1p-10f, zeros);
+    check_group(QF_CODEC_CT_W8A8, QF_F32, zero, 0x1p-23f, zeros);
+    check_group(QF_CODEC_CT_W8A16, QF_BF16, zero, 0x1p-7f, middle);
+    const float odd[8] = {NAN, INFINITY, -INFINITY, 1, -1, 0, -0.0f, -NAN};
+    const uint8_t floats[8] = {0x7f, 0x7f, 0xff, 0, 0x80, 0, 0x80, 0xff};
+    check_group(QF_CODEC_AO_FLOAT8WO, QF_F32, odd, INFINITY, floats);
+    check_group(QF_CODEC_CT_FP8, QF_F16, odd, INFINITY, floats);
+    check_group(QF_CODEC_FP8, QF_F32, odd, INFINITY, floats);
+    check_group(QF_CODEC_AO_INT8WO, QF_F32, odd, INFINITY, zeros);
+    check_group(QF_CODEC_CT_W8A8, QF_F16, odd, INFINITY, zeros);
+    /* NaN is no part of the absmax. */
+    const float nan[8] = {NAN, 448, 1, NAN, -448, 0, 0, 0};
+    const uint8_t rest[8] = {0x7f, 0x7e, 0x38, 0x7f, 0xfe, 0, 0, 0};
+    check_group(QF_CODEC_AO_FLOAT8WO, QF_F32, nan, 1, rest);
+    /* Scales that are no number of fp16, factors that are none of binary32. */
+    const float tiny[8] = {0x1p-20f, -0x1p-24f};
+    const uint8_t signs[8] = {0, 0x80};
+    check_group(QF_CODEC_AO_FLOAT8WO, QF_F16, tiny, 1, signs);
+    const float denormal[8] = {0x1p-140f, -0x1p-149f};
+    check_group(QF_CODEC_FP8, QF_F32, denormal, 1, signs);
+}
+
 /* That everything is measured, not how fast it is. */
 static void test_measure(void **state)
 {
@@ -297,6 +380,7 @@ static void test_measure(void **state)
 int main(void)
 {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_scaled),       cmocka_unit_test(test_scaled_specials),
         cmocka_unit_test(test_nf4_codes),    cmocka_unit_test(test_fp4_codes),
         cmocka_unit_test(test_4bit_special), cmocka_unit_test(test_4bit_blocks),
         cmocka_unit_test(test_int8),         cmocka_unit_test(test_half),
