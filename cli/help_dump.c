@@ -117,12 +117,8 @@ void qf_cli_dump(const struct qf_cli_command *const *commands, struct qf_buf *ou
     size_t count;
     member(out, "{", "version", QUANTFS_VERSION);
     qf_buf_append_str(out, ",\n\"views\": \"");
-    for (int i = 0; i < QF_CODEC_COUNT; i++) {
-        const char *name = qf_codec_name((enum qf_codec)i);
-        struct qf_view view;
-        if (qf_view_parse(name, strlen(name), &view, NULL) == 0)
-            qf_buf_appendf(out, "%s%s", i != 0 ? ":" : "", name);
-    }
+    for (int i = 0; i < QF_CODEC_COUNT; i++)
+        qf_buf_appendf(out, "%s%s", i != 0 ? ":" : "", qf_codec_name((enum qf_codec)i));
     qf_buf_append_str(out, "\"");
     qf_buf_append_str(out, ",\n\"commands\": [");
     for (size_t i = 0; commands[i] != NULL; i++) {

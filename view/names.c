@@ -32,18 +32,11 @@ struct reading {
 
 /* ---- reading ---- */
 
-/* GGUF files have codecs, and no views yet. */
-static bool has_views(enum qf_codec codec)
-{
-    return qf_codec_info(codec)->family != QF_FAMILY_GGUF;
-}
-
 void qf_view_append_codecs(struct qf_buf *out)
 {
     for (int i = 0; i < QF_CODEC_COUNT; i++)
-        if (has_views((enum qf_codec)i))
-            qf_buf_appendf(out, "%s%s", i != 0 ? ", " : "",
-                           qf_codec_name((enum qf_codec)i));
+        qf_buf_appendf(out, "%s%s", i != 0 ? ", " : "",
+                       qf_codec_name((enum qf_codec)i));
 }
 
 static bool find_codec(const char *name, size_t size, enum qf_codec *out)
@@ -53,7 +46,7 @@ static bool find_codec(const char *name, size_t size, enum qf_codec *out)
         return false;
     memcpy(text, name, size);
     text[size] = '\0';
-    return qf_codec_from_name(text, out) && has_views(*out);
+    return qf_codec_from_name(text, out);
 }
 
 static int refuse_key(const struct qf_setting_piece *piece, enum qf_codec codec,
