@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* diffusers 0.42.1, SINGLE_FILE_LOADABLE_CLASSES, without the autoencoders: those are
- * kept as they are in every view. In byte order. */
+ * kept as they are in every view. In byte order (tools/gen_loader_lists.py). */
 #include <stdlib.h>
 #include <string.h>
 

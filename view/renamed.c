@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Architectures of which transformers (5.23, transformers/conversion_mapping.py)
  * renames or cuts Linear modules when it loads: in its model they are called otherwise
- * than in the file. Renamings of experts, routers, norms and embeddings are left out,
- * for those are kept and no loader looks for them by name. */
+ * than in the file (tools/gen_loader_lists.py). Renamings of experts, routers, norms
+ * and embeddings are left out, for those are kept and no loader looks for them by name.
+ */
 #include <stdlib.h>
 #include <string.h>
 
