@@ -405,7 +405,10 @@ int qf_daemon_serve(qf_daemon *daemon)
     int rc = fuse_session_loop_mt(daemon->session, config);
     fuse_loop_cfg_destroy(config);
     atomic_store(&daemon->serving, false);
-    /* A signal that ends us is a way to stop, not an error. */
+    /* The end of a connection that we have let go is no error, whichever the kernel
+     * calls it; nor is a signal that ends us. */
+    if (rc == -ECONNABORTED && !daemon->mounted)
+        return 0;
     return rc < 0 ? rc : 0;
 }
 

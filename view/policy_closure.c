@@ -60,9 +60,11 @@ int qf_skip_append(struct qf_planner *p, const char *text, size_t size)
         out->skip = skip;
         p->skip_capacity = capacity;
     }
-    char *copy = strndup(text, size);
+    char *copy = malloc(size + 1);
     if (copy == NULL)
         return -ENOMEM;
+    memcpy(copy, text, size); /* which is not ended */
+    copy[size] = '\0';
     out->skip[out->skip_count++] = copy;
     return 0;
 }

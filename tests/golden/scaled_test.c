@@ -35,11 +35,13 @@ static bool allow_row(const struct qf_plan *plan, const struct parts *got, uint6
     const struct qf_part *part = qf_plan_part(plan, QF_PART_SCALE);
     float scale;
     float ours;
-    memcpy(&scale, scales + row * sizeof scale, sizeof scale);
-    memcpy(&ours, got->data[part - plan->parts] + row * sizeof ours, sizeof ours);
     if (qf_codec_info(plan->spec.codec)->family != QF_FAMILY_TORCHAO ||
-        scaled == QF_SCALED_I8_MUL || scale != 0)
+        scaled == QF_SCALED_I8_MUL)
         return false;
+    memcpy(&scale, scales + row * sizeof scale, sizeof scale);
+    if (scale != 0)
+        return false;
+    memcpy(&ours, got->data[part - plan->parts] + row * sizeof ours, sizeof ours);
     assert_true(ours == 1);
     memcpy(scales + row * sizeof scale, &ours, sizeof ours);
     part = qf_plan_part(plan, QF_PART_CODES);

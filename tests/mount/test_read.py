@@ -135,6 +135,10 @@ class Read(qfmount.StoreCase):
                     path = f"/sys/class/bdi/{os.major(dev)}:{os.minor(dev)}/read_ahead_kb"
                     if not os.access(path, os.W_OK):
                         self.skipTest("/sys is read-only here")
+                    # Written by the thread that answers INIT, after the answer.
+                    end = time.monotonic() + 10
+                    while int(S.read_file(path)) != kb and time.monotonic() < end:
+                        time.sleep(0.01)
                     self.assertEqual(int(S.read_file(path)), kb, passthrough)
 
     def test_options_do_not_change_bytes(self):
