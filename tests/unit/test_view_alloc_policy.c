@@ -37,23 +37,15 @@ static void *test_heap_realloc(void *old, size_t size)
     return may_allocate() ? realloc(old, size) : NULL;
 }
 
-static char *test_heap_strndup(const char *text, size_t size)
-{
-    return may_allocate() ? strndup(text, size) : NULL;
-}
-
-#undef strndup
 #define malloc  test_heap_malloc
 #define calloc  test_heap_calloc
 #define realloc test_heap_realloc
-#define strndup test_heap_strndup
 #include "view/policy.c"
 #include "view/policy_closure.c"
 #include "view/policy_rules.c"
 #undef malloc
 #undef calloc
 #undef realloc
-#undef strndup
 
 static int plan(long allocations, struct qf_policy *policy, struct qf_err *err)
 {
