@@ -515,6 +515,7 @@ class Alone(RestartCase):
 
     def test_sigusr2(self):
         with self.mount() as m:
+            m.status()  # is answered once it serves; a start is ended by the signal
             m.process.send_signal(signal.SIGUSR2)
             self.assertLogged(m, "nobody would start")
             self.assertEqual(S.read_file(m.path(SHARD)), self.want)

@@ -283,6 +283,7 @@ class Log(Signals):
 
     def test_json(self):
         with qfmount.Mount(self.store, log_format="json") as m:
+            os.stat(m.path("nf4"))  # it serves
             m.process.send_signal(signal.SIGUSR1)
             wait_for(lambda: "status: " in m.log())
             lines = [json.loads(s) for s in m.log().splitlines()]
