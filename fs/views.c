@@ -64,11 +64,8 @@ static bool is_listed(const struct qf_views *views, const char *name)
     return false;
 }
 
-/* Views of GGUF files need not be listed: who asks for one by its name gets it. */
 static bool has_codec(const struct qf_views *views, enum qf_codec codec)
 {
-    if (qf_codec_info(codec)->family == QF_FAMILY_GGUF)
-        return true;
     for (size_t i = 0; i < views->listed_count; i++)
         if (views->listed[i].codec == codec)
             return true;

@@ -15,32 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* A countdown: the allocation that it reaches fails. */
-static long allocations_left;
+#include "support/failing_heap.h"
 
-static bool may_allocate(void)
-{
-    return allocations_left-- != 0;
-}
-
-static void *test_heap_malloc(size_t size)
-{
-    return may_allocate() ? malloc(size) : NULL;
-}
-
-static void *test_heap_calloc(size_t count, size_t size)
-{
-    return may_allocate() ? calloc(count, size) : NULL;
-}
-
-static void *test_heap_realloc(void *old, size_t size)
-{
-    return may_allocate() ? realloc(old, size) : NULL;
-}
-
-#define malloc  test_heap_malloc
-#define calloc  test_heap_calloc
-#define realloc test_heap_realloc
 #include "base/buf.c"
 #include "view/policy.c"
 #include "view/policy_list.c"
